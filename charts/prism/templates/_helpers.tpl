@@ -1,0 +1,82 @@
+{{- define "prism.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "prism.operatorName" -}}
+{{- include "prism.fullname" . }}-operator
+{{- end -}}
+
+{{- define "prism.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (include "prism.operatorName" .) -}}
+{{- end -}}
+
+{{- define "prism.adminKeySecret" -}}
+{{- .Values.adminKey.existingSecret | default (printf "%s-admin-key" (include "prism.fullname" .)) -}}
+{{- end -}}
+
+{{- define "prism.selectorLabels" -}}
+app.kubernetes.io/name: prism-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "prism.labels" -}}
+{{ include "prism.selectorLabels" . }}
+app.kubernetes.io/component: operator
+app.kubernetes.io/part-of: prism
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* The reference of one image. Takes (list . "operator"). */}}
+{{- define "prism.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index $root.Values.image (index . 1) -}}
+{{- $name := printf "%s/%s" $root.Values.image.registry $image.repository -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (coalesce $image.tag $root.Values.image.tag $root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Names of the pull secrets, for the operator to put into the pods it makes. */}}
+{{- define "prism.pullSecretNames" -}}
+{{- $names := list -}}
+{{- range .Values.imagePullSecrets -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- join "," $names -}}
+{{- end -}}
+
+{{/* The port of a URL: what it names, else its scheme's. */}}
+{{- define "prism.urlPort" -}}
+{{- $authority := (urlParse .).host -}}
+{{- if regexMatch ":[0-9]+$" $authority -}}
+{{- regexFind "[0-9]+$" $authority -}}
+{{- else if hasPrefix "https:" . -}}
+443
+{{- else -}}
+80
+{{- end -}}
+{{- end -}}
+
+{{/* What the operator does inside a namespace. Children are deleted by their owner reference where possible. */}}
+{{- define "prism.namespacedRules" -}}
+- apiGroups: [moeprism.io]
+  resources: [prismmodels]
+  verbs: [get, list, watch, patch]
+- apiGroups: [moeprism.io]
+  resources: [prismmodels/status]
+  verbs: [patch]
+# Owner references that block deletion.
+- apiGroups: [moeprism.io]
+  resources: [prismmodels/finalizers]
+  verbs: [update]
+{{- end -}}
