@@ -18,6 +18,7 @@ LABEL_MODEL: Final = f"{GROUP}/model"  # value: the PrismModel's metadata.name
 LABEL_ROLE: Final = f"{GROUP}/role"  # value: ROLE_SERVING or ROLE_REFACTOR
 ROLE_SERVING: Final = "serving"
 ROLE_REFACTOR: Final = "refactor"
+ROLE_OPERATOR: Final = "operator"  # on the operator's own pod: NetworkPolicies let it in
 MANAGED_BY: Final = "prism-operator"
 ANNOTATION_HASH: Final = f"{GROUP}/spec-hash"
 FIELD_MANAGER: Final = "prism-operator"  # everything but replicas
