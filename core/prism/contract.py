@@ -1,4 +1,4 @@
-"""What every part of Prism agrees on: API group, labels, ports, paths, metric and header names, exit codes.
+"""What every part of Prism agrees on: API group, labels, ports, paths, metrics, headers, exit codes.
 
 Standard library only, so that the operator can import it without torch. A name that appears in two
 packages, in the chart or in a dashboard belongs here; a test holds the chart and the CRD to it.
@@ -107,7 +107,9 @@ class Metric:
     LEVEL_SEQ: Final = "prism:level_seq"
     # Served mean level = rate(LEVEL_WEIGHTED_TOKENS) / rate(LEVEL_TOKENS).
     LEVEL_TOKENS: Final = "prism:level_tokens_total"  # label: phase = prefill | decode
-    LEVEL_WEIGHTED_TOKENS: Final = "prism:level_weighted_tokens_total"  # label: phase; token x level ratio
+    LEVEL_WEIGHTED_TOKENS: Final = (
+        "prism:level_weighted_tokens_total"  # label: phase; token x level ratio
+    )
     OWN_SLICES: Final = "prism:own_sub_experts_total"  # selected by tokens for themselves
     CANDIDATE_SLICES: Final = "prism:candidate_sub_experts_total"
     BUSY_SECONDS: Final = "prism:engine_busy_seconds_total"

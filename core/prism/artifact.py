@@ -1,0 +1,225 @@
+"""Read, write and verify an artifact: a stock checkpoint directory with a subfolder prism/.
+
+Knows files and tensor names; knows nothing of models or kernels. torch is imported only when
+tensors are read or written, so `prism inspect` starts fast. Decision: opening an artifact checks
+all that is cheap (schema, headers, sizes, shapes) and nothing that reads weights; block digests
+are `verify`'s, and serving checks them as it loads.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prism import contract
+from prism.checkpoint import (
+    CheckpointError,
+    TensorEntry,
+    block_digest,
+    block_names,
+    file_digest,
+    open_checkpoint,
+    read_header,
+)
+from prism.manifest import (
+    SCHEMA_VERSION,
+    ArtifactError,
+    Calibration,
+    Knot,
+    Manifest,
+    OperatingPoint,
+    Source,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Artifact",
+    "ArtifactError",
+    "Calibration",
+    "Knot",
+    "LayerTensors",
+    "Manifest",
+    "OperatingPoint",
+    "Source",
+    "open_artifact",
+    "verify",
+    "write_prism_folder",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensors:
+    """What serving one layer needs beside its weights. E experts, N sub-experts, H hidden size."""
+
+    router_weight: "Tensor"  # [E, N, H] fp32
+    router_bias: "Tensor"  # [E, N] fp32
+    means: "Tensor"  # [n_knots, E, N, H] fp32: mean output of a dropped sub-expert
+    scalars: "Tensor"  # [n_knots, E] fp32
+    usage: "Tensor"  # [E] fp32: share of calibration tokens routed to each expert
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An opened artifact. `digest` ("sha256:…" over prism.json) identifies it everywhere."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    def layer(self, index: int) -> LayerTensors:
+        """Tensors of the index-th experts module, read now (about N·H·4·(1 + knots)·E bytes)."""
+        import torch
+        from safetensors import safe_open
+
+        m, name = self.manifest, self.manifest.layers[index]
+        with safe_open(_tensors_file(self.path), framework="pt") as tensors:
+            prefix = [f"{name}.{e}.gate_proj.slice_router" for e in range(m.num_experts)]
+            return LayerTensors(
+                torch.stack([tensors.get_tensor(f"{p}.weight") for p in prefix]),
+                torch.stack([tensors.get_tensor(f"{p}.bias") for p in prefix]),
+                *(tensors.get_tensor(f"{name}.{part}") for part in ("means", "scalars", "usage")),
+            )
+
+
+def _tensors_file(path: Path) -> Path:
+    return path / contract.PRISM_SUBFOLDER / contract.TENSORS_FILE
+
+
+def _manifest_file(path: Path) -> Path:
+    return path / contract.PRISM_SUBFOLDER / contract.MANIFEST_FILE
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Open and check cheaply: schema, files, sizes, tensor names and shapes.
+
+    Raises ArtifactError naming all problems found.
+    """
+    path = Path(path)
+    file = _manifest_file(path)
+    try:
+        raw = file.read_bytes()
+        manifest = Manifest.from_json(raw.decode("utf-8"), str(file))
+    except OSError as error:
+        raise ArtifactError(
+            f"{file}: {error.strerror}; not an artifact (make one with `prism refactor`)"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{file}: not UTF-8 ({error.reason}); refactor again") from error
+    problems = _tensor_problems(path, manifest) + _checkpoint_problems(path, manifest)
+    if problems:
+        raise ArtifactError("\n".join(problems))
+    return Artifact(path, manifest, f"sha256:{hashlib.sha256(raw).hexdigest()}")
+
+
+def _tensor_problems(path: Path, m: Manifest) -> list[str]:
+    """prism.safetensors: every tensor there with the shape the manifest implies."""
+    file = _tensors_file(path)
+    try:
+        entries = read_header(file)
+    except CheckpointError as error:
+        return [str(error)]
+    n, e, knots = m.sub_experts, m.num_experts, len(m.knots)
+    router = entries.get(f"{m.layers[0]}.0.gate_proj.slice_router.weight")
+    hidden = router.shape[-1] if router and router.shape else 0
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer in m.layers:
+        for i in range(e):
+            expected[f"{layer}.{i}.gate_proj.slice_router.weight"] = (n, hidden)
+            expected[f"{layer}.{i}.gate_proj.slice_router.bias"] = (n,)
+        expected[f"{layer}.means"] = (knots, e, n, hidden)
+        expected[f"{layer}.scalars"] = (knots, e)
+        expected[f"{layer}.usage"] = (e,)
+    problems = []
+    for name, shape in expected.items():
+        entry = entries.get(name)
+        if entry is None:
+            problems.append(f"{file}: {name}: missing; refactor again")
+        elif entry.shape != shape or entry.dtype != "F32":
+            problems.append(f"{file}: {name}: {entry.dtype} {entry.shape}, expected F32 {shape}")
+    return problems
+
+
+def _checkpoint_problems(path: Path, m: Manifest) -> list[str]:
+    """The checkpoint itself: config, whole files, a digest for every expert."""
+    problems = [] if (path / "config.json").is_file() else [f"{path}: config.json is missing"]
+    try:
+        open_checkpoint(path)
+    except CheckpointError as error:
+        problems.append(str(error))
+    keys = [f"{layer}.{e}" for layer in m.layers for e in range(m.num_experts)]
+    missing = [key for key in [*keys, contract.TENSORS_FILE] if key not in m.block_digests]
+    if missing:
+        problems.append(f"{_manifest_file(path)}: $.block_digests: no digest for {missing[:3]} …")
+    return problems
+
+
+def verify(path: str | Path) -> list[str]:
+    """Every problem of the artifact, digests of all blocks included; [] when it is whole.
+
+    Reads all expert weights once.
+    """
+    path = Path(path)
+    try:
+        artifact = open_artifact(path)
+    except ArtifactError as error:
+        return str(error).splitlines()
+    m = artifact.manifest
+    problems = [
+        f"{path / name}: missing; the source had it"
+        for name in m.source.files
+        if ".safetensors" not in name and not (path / name).is_file()
+    ]
+    if file_digest(_tensors_file(path)) != m.block_digests[contract.TENSORS_FILE]:
+        problems.append(f"{_tensors_file(path)}: digest differs from the manifest's; corrupt")
+    entries = open_checkpoint(path)
+    for layer in m.layers:
+        for expert in range(m.num_experts):
+            problems += _block_problem(entries, layer, expert, m.block_digests)
+    return problems
+
+
+def _block_problem(
+    entries: dict[str, TensorEntry], layer: str, expert: int, digests: dict[str, str]
+) -> list[str]:
+    try:
+        names = block_names(entries, layer, expert)
+        found = block_digest(*(entries[name].read() for name in names))
+    except CheckpointError as error:
+        return [str(error)]
+    if found == digests[f"{layer}.{expert}"]:
+        return []
+    file = entries[names.gate].file
+    return [f"{file}: {layer}.{expert}: digest differs from the manifest's; corrupt or replaced"]
+
+
+def write_prism_folder(
+    directory: str | Path, manifest: Manifest, layers: Iterable[LayerTensors]
+) -> None:
+    """Write prism/prism.safetensors and prism/prism.json into `directory`.
+
+    `layers` in the order of manifest.layers. The digest of prism.safetensors is added to the
+    manifest here. The caller makes the directory appear at its final name by one rename.
+    """
+    from dataclasses import replace
+
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, layer in zip(manifest.layers, layers, strict=True):
+        for e in range(manifest.num_experts):
+            prefix = f"{name}.{e}.gate_proj.slice_router"
+            tensors[f"{prefix}.weight"] = layer.router_weight[e].float().contiguous().clone()
+            tensors[f"{prefix}.bias"] = layer.router_bias[e].float().contiguous().clone()
+        for part in ("means", "scalars", "usage"):
+            tensors[f"{name}.{part}"] = getattr(layer, part).float().contiguous()
+    file = _tensors_file(Path(directory))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+    digests = manifest.block_digests | {contract.TENSORS_FILE: file_digest(file)}
+    text = replace(manifest, block_digests=digests).to_json()
+    Manifest.from_json(text)  # what we write must be what we read
+    _manifest_file(Path(directory)).write_text(text, encoding="utf-8")

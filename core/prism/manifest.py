@@ -1,0 +1,193 @@
+"""What prism.json says: the schema of an artifact's manifest, to and from JSON.
+
+Knows names, types and the rules that hold between fields; knows no file and no tensor, so it
+needs the standard library alone. Decision: JSON is read by one small recursive parser over the
+dataclass fields, which collects every problem with its path before it raises; a manifest is
+written once and read by other versions of us, so "what is wrong, where, all of it" is worth more
+than a library. Unknown fields are refused: an artifact of a newer schema must carry a newer
+schema_version.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from prism.contract import MAX_LEVEL, MIN_LEVEL, SUB_EXPERT_CHOICES
+
+SCHEMA_VERSION = 1
+MAX_KNOTS = 6
+
+
+class ArtifactError(ValueError):
+    """An artifact that cannot be used; the message gives path, value and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """What one level gave on held-out text. Shares are 0–1; `_se` are standard errors."""
+
+    level: int
+    own_share: float
+    active_share: float
+    perplexity: float
+    quality_loss_percent: float
+    quality_loss_se: float
+    kl: float
+    kl_se: float
+    top1_agreement: float
+    top1_se: float
+
+
+@dataclass(frozen=True, slots=True)
+class Knot:
+    """A calibrated level below 100: one log θ per layer; its means and scalars are tensors."""
+
+    level: int
+    log_theta: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights came from; `files` maps each source file's name to its sha256 (hex)."""
+
+    uri: str
+    revision: str | None
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The text that thresholds, means and scalars were fitted on."""
+
+    name: str
+    digest: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """prism.json. `layers` are the module names of the experts modules, in model order."""
+
+    schema_version: int
+    source: Source
+    architecture: str
+    model_type: str
+    sub_experts: int
+    num_experts: int
+    experts_per_token: int
+    layers: tuple[str, ...]
+    seed: int
+    calibration: Calibration
+    knots: tuple[Knot, ...]  # from high to low level, all < 100, at most MAX_KNOTS
+    operating_points: tuple[OperatingPoint, ...]  # from high to low level
+    # level -> {"batch": [...], "bytes_share": [...], "computed_share": [...], ...}
+    batch_curves: dict[str, dict[str, list[float]]]
+    methods: dict[str, str]
+    block_digests: dict[str, str]  # "{layer}.{expert}" or the tensors file's name -> sha256 (hex)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels with a measured operating point, from high to low."""
+        return tuple(point.level for point in self.operating_points)
+
+    def to_json(self) -> str:
+        """Deterministic JSON: the same manifest gives the same bytes, hence the same digest."""
+        return (
+            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        )
+
+    @classmethod
+    def from_json(cls, text: str, path: str = "prism.json") -> "Manifest":
+        """Parse and check; raises ArtifactError naming every problem. `path` is for messages."""
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"{path}: not valid JSON ({error}); refactor again") from error
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path}: schema_version is {version!r}, this Prism reads {SCHEMA_VERSION}; "
+                "refactor again or use the Prism that wrote it"
+            )
+        problems: list[str] = []
+        manifest: Manifest = _parse(cls, raw, "$", problems)
+        if not problems:
+            problems = _rules(manifest)
+        if problems:
+            raise ArtifactError("\n".join(f"{path}: {problem}" for problem in problems))
+        return manifest
+
+
+def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """The value as `kind`; where it does not fit, a problem is noted and the value passed on."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # only `X | None` occurs
+        return None if value is None else _parse(args[0], value, where, problems)
+    if dataclasses.is_dataclass(kind):
+        return _parse_fields(kind, value, where, problems)
+    if origin in (tuple, list) and isinstance(value, list):
+        return origin(_parse(args[0], v, f"{where}[{i}]", problems) for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {k: _parse(args[1], v, f"{where}.{k}", problems) for k, v in value.items()}
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            problems.append(f"{where}: {value!r} is not a finite number")
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    problems.append(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r:.80}")
+    return value
+
+
+def _parse_fields(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where}: expected an object, found {value!r:.80}")
+        return value
+    hints = typing.get_type_hints(kind)
+    missing = [name for name in hints if name not in value]
+    problems += [f"{where}.{name}: missing" for name in missing]
+    problems += [f"{where}.{name}: unknown field" for name in value if name not in hints]
+    if missing:
+        return value
+    fields = {n: _parse(hint, value[n], f"{where}.{n}", problems) for n, hint in hints.items()}
+    return kind(**fields)
+
+
+def _rules(m: Manifest) -> list[str]:
+    """Problems between fields that are each of the right type."""
+    problems = []
+    if m.sub_experts not in SUB_EXPERT_CHOICES:
+        problems.append(f"$.sub_experts: {m.sub_experts} is not one of {SUB_EXPERT_CHOICES}")
+    for name in ("num_experts", "experts_per_token"):
+        if getattr(m, name) < 1:
+            problems.append(f"$.{name}: {getattr(m, name)} is not positive")
+    if not m.layers:
+        problems.append("$.layers: empty; a model without experts cannot be an artifact")
+    if len(set(m.layers)) != len(m.layers):
+        problems.append("$.layers: a module name occurs twice")
+    if not 1 <= len(m.knots) <= MAX_KNOTS:
+        problems.append(f"$.knots: {len(m.knots)} knots, expected 1 to {MAX_KNOTS}")
+    for i, knot in enumerate(m.knots):
+        if len(knot.log_theta) != len(m.layers):
+            problems.append(
+                f"$.knots[{i}].log_theta: {len(knot.log_theta)} values for {len(m.layers)} layers"
+            )
+    problems += _level_rules("$.knots", [k.level for k in m.knots], MAX_LEVEL - 1)
+    problems += _level_rules("$.operating_points", list(m.levels), MAX_LEVEL)
+    return problems
+
+
+def _level_rules(where: str, levels: list[int], highest: int) -> list[str]:
+    problems = [
+        f"{where}[{i}].level: {level} is outside {MIN_LEVEL}-{highest}"
+        for i, level in enumerate(levels)
+        if not MIN_LEVEL <= level <= highest
+    ]
+    if any(a <= b for a, b in pairwise(levels)):
+        problems.append(f"{where}: levels {levels} do not fall strictly from high to low")
+    return problems
