@@ -23,7 +23,7 @@ EXTRAS = ("refactor", "serving", "operator", "bench", "dev")
 FOLLOWS_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 HEADER = """\
 # The versions that the tests ran with, of everything that the extras need; no index, no address.
-# Written by `.venv/bin/python -m hack.images.closure`. CUDA libraries and Triton follow torch's own pins.
+# Written by `.venv/bin/python -m hack.images.closure`; CUDA libraries and Triton follow torch.
 """
 
 
@@ -52,7 +52,7 @@ def closure(extras: Iterable[str]) -> dict[str, metadata.Distribution]:
 
 
 def constraints(file: Path = ROOT / "constraints.txt") -> dict[str, str]:
-    """Canonical name -> version that the constraints file pins. Raises ValueError on another line."""
+    """Canonical name -> version that the file pins. Raises ValueError on any other line."""
     pins = {}
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if line.strip() and not line.startswith("#"):

@@ -1,0 +1,1 @@
+"""The parts of the local cluster: see ../local-cluster."""
