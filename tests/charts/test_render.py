@@ -1,5 +1,6 @@
 """The chart renders what it promises, and every value does something."""
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from prism import contract
 
 from .conftest import CHART, Rendering
@@ -100,9 +100,9 @@ def test_crd_copy_is_the_source(helm: str) -> None:
 
 def test_crd_survives_uninstall_and_is_otherwise_the_source(render: Render) -> None:
     (source,) = (yaml.safe_load(path.read_text()) for path in CRDS)
-    rendered = render().one("CustomResourceDefinition")
-    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    assert rendered == source
+    keep = {"annotations": {"helm.sh/resource-policy": "keep"}}
+    kept = source | {"metadata": source["metadata"] | keep}
+    assert render().one("CustomResourceDefinition") == kept
     assert render("crds.keep=false").one("CustomResourceDefinition") == source
 
 
@@ -241,19 +241,27 @@ def test_every_value_is_in_the_schema_and_is_used() -> None:
         assert used, f"{'.'.join(path)} is read by no template"
 
 
-def test_notes_tell_the_next_step_and_warn(helm: str) -> None:
-    """Notes need a cluster to be printed by install; a dry run on the client shows them."""
-    command = [helm, "install", "prism", str(CHART), "--dry-run=client", "-n", "prism-system"]
+def test_notes_tell_the_next_step_and_warn(helm: str, tmp_path: Path) -> None:
+    """Helm prints notes only beside a cluster, so a copy of the chart shows them in a ConfigMap."""
+    chart = tmp_path / "prism"
+    shutil.copytree(CHART, chart)
+    (chart / "templates" / "NOTES.txt").rename(chart / "files" / "notes")
+    (chart / "templates" / "notes.yaml").write_text(
+        'kind: ConfigMap\ndata:\n  notes: {{ tpl (.Files.Get "files/notes") . | toJson }}\n'
+    )
 
-    def notes(*more: str) -> str:
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
+    def notes(*sets: str) -> str:
+        command = [helm, "template", "prism", str(chart), "--kube-version", "1.34.0"]
+        command += ["--show-only", "templates/notes.yaml"]
+        command += [word for one in sets for word in ("--set", one)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        return done.stdout.split("NOTES:", 1)[1]
+        return str(yaml.safe_load(done.stdout)["data"]["notes"])
 
-    plain = notes("--set", "image.registry=r.example", "--set", "prometheus.url=http://p:9090")
+    plain = notes("image.registry=r.example", "prometheus.url=http://p:9090")
     assert "kubectl get prismmodels" in plain
-    assert "prometheus.url is empty" not in plain and 'localhost"' not in plain
-    warned = notes("--set", "crds.enabled=false", "--set", "watchNamespaces={llm}")
+    assert "prometheus.url is empty" not in plain and 'is "localhost"' not in plain
+    warned = notes("crds.enabled=false", "watchNamespaces={llm}")
     assert "prometheus.url is empty" in warned
     assert 'image.registry is "localhost"' in warned
     assert "crds.enabled is false" in warned

@@ -1,4 +1,4 @@
-"""values.schema.json refuses what is unknown or contradicts itself, before anything reaches a cluster."""
+"""The schema refuses what is unknown or contradicts itself before anything reaches a cluster."""
 
 import json
 from collections.abc import Callable

@@ -67,16 +67,33 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the operator does inside a namespace. Children are deleted by their owner reference where possible. */}}
-{{- define "prism.namespacedRules" -}}
+{{/* What the operator does in the namespaces it watches: the list in prism_operator/kube.py. */}}
+{{- define "prism.operatorRules" -}}
 - apiGroups: [moeprism.io]
   resources: [prismmodels]
   verbs: [get, list, watch, patch]
 - apiGroups: [moeprism.io]
   resources: [prismmodels/status]
   verbs: [patch]
-# Owner references that block deletion.
 - apiGroups: [moeprism.io]
   resources: [prismmodels/finalizers]
   verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services, configmaps, persistentvolumeclaims]
+  verbs: [get, list, create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, create, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
 {{- end -}}
