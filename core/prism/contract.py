@@ -18,9 +18,14 @@ LABEL_MODEL: Final = f"{GROUP}/model"  # value: the PrismModel's metadata.name
 LABEL_ROLE: Final = f"{GROUP}/role"  # value: ROLE_SERVING or ROLE_REFACTOR
 ROLE_SERVING: Final = "serving"
 ROLE_REFACTOR: Final = "refactor"
-ROLE_OPERATOR: Final = "operator"  # on the operator's own pod: NetworkPolicies let it in
 MANAGED_BY: Final = "prism-operator"
+# Labels of the operator's own pod, by which NetworkPolicies let it reach the admin port.
+OPERATOR_POD_LABELS: Final = {
+    "app.kubernetes.io/part-of": "prism",
+    "app.kubernetes.io/component": "operator",
+}
 ANNOTATION_HASH: Final = f"{GROUP}/spec-hash"
+ANNOTATION_ARTIFACT: Final = f"{GROUP}/artifact"  # hash of the inputs of the artifact
 FIELD_MANAGER: Final = "prism-operator"  # everything but replicas
 FIELD_MANAGER_SCALER: Final = "prism-scaler"  # replicas alone
 
@@ -44,6 +49,7 @@ CALIBRATION_DIR: Final = "/calibration"
 CONTROL_DIR: Final = "/etc/prism/control"
 SOCKET_PATH: Final = "/run/prism/engine.sock"
 LEVEL_FILE: Final = "level.json"  # {"seq", "floor", "ceiling"}
+MEMORY_FILE: Final = "memory.json"  # the scaler's, beside them in the ConfigMap, not mounted
 SLO_FILE: Final = "slo.json"  # {"ttft_ms", "itl_ms"}; null where there is no target
 TERMINATION_MESSAGE_PATH: Final = "/dev/termination-log"
 TERMINATION_MESSAGE_BYTES: Final = 4096
