@@ -1,0 +1,148 @@
+"""A small random OLMoE with a byte tokenizer, made into an artifact by hand.
+
+Sub-routers are the true log-norms of a few tokens fitted by nothing at all: random directions with
+thresholds at the wanted quantiles. Quality means nothing here; shares, speed and plumbing do.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from prism.artifact import Calibration, Knot, LayerTensors, Manifest, Source, write_prism_folder
+from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
+from prism.experts import find_expert_modules
+
+KNOTS = (75, 50, 25)
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(["<|end|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def checkpoint(
+    path: Path, *, hidden: int, intermediate: int, layers: int, experts: int, context: int = 256
+) -> Path:
+    """A random OLMoE checkpoint with a byte-level tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    config = OlmoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=experts,
+        num_experts_per_tok=2,
+        max_position_embeddings=context,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.05,
+    )
+    OlmoeForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+class _Scores:
+    """An experts function that computes the plain experts and keeps log g + x·w + b."""
+
+    def __init__(self, routers: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.routers = routers
+        self.seen: dict[int, torch.Tensor] = {}
+
+    def __call__(self, module: Any, x: Any, index: Any, weights: Any) -> Any:
+        weight, bias = self.routers[id(module)]
+        score = torch.einsum("th,tknh->tkn", x.float(), weight[index]) + bias[index]
+        self.seen[id(module)] = score + weights.float().log().unsqueeze(-1)
+        gate_up, down = module.gate_up_proj[index], module.down_proj[index]
+        gate, up = torch.einsum("th,tkih->tki", x, gate_up).chunk(2, -1)
+        each = torch.einsum("tki,tkhi->tkh", torch.nn.functional.silu(gate) * up, down)
+        return (each * weights.unsqueeze(-1)).sum(1)
+
+
+def prism_folder(path: Path, sub_experts: int = 8) -> Path:
+    """Make the checkpoint at `path` an artifact."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    modules = find_expert_modules(model)
+    draw = torch.Generator().manual_seed(1)
+    experts, hidden, _ = modules[0][1].down_proj.shape
+    layers, routers = [], {}
+    for _, module in modules:
+        weight = torch.randn(experts, sub_experts, hidden, generator=draw) * 0.3
+        bias = torch.zeros(experts, sub_experts)
+        routers[id(module)] = (weight, bias)
+        knots = len(KNOTS)
+        means = torch.zeros(knots, experts, sub_experts, hidden)
+        layers.append(
+            LayerTensors(
+                weight, bias, means, torch.ones(knots, experts), torch.full((experts,), 1 / experts)
+            )
+        )
+    scores = _Scores(routers)
+    ExpertsInterface.register("test_scores", scores)
+    model.set_experts_implementation("test_scores")
+    with torch.inference_mode():
+        model(torch.randint(0, model.config.vocab_size, (1, 128), generator=draw))
+    theta = [
+        tuple(scores.seen[id(m)].flatten().quantile(1 - level / 100).item() for _, m in modules)
+        for level in KNOTS
+    ]
+    entries = open_checkpoint(path)
+    digests = {
+        f"{name}.{e}": block_digest(*(entries[n].read() for n in block_names(entries, name, e)))
+        for name, _ in modules
+        for e in range(experts)
+    }
+    config = model.config
+    manifest = Manifest(
+        schema_version=1,
+        source=Source(str(path), None, {f.name: file_digest(f) for f in path.glob("*.json")}),
+        architecture=config.architectures[0],
+        model_type=config.model_type,
+        sub_experts=sub_experts,
+        num_experts=experts,
+        experts_per_token=config.num_experts_per_tok,
+        layers=tuple(name for name, _ in modules),
+        seed=0,
+        calibration=Calibration("random", "0" * 64, 128),
+        knots=tuple(Knot(level, t) for level, t in zip(KNOTS, theta, strict=True)),
+        operating_points=(),
+        batch_curves={},
+        methods={},
+        block_digests=digests,
+    )
+    write_prism_folder(path, manifest, layers)
+    return path
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small layers: fast to load, nothing to measure."""
+    path = tmp_path_factory.mktemp("artifact")
+    checkpoint(path, hidden=64, intermediate=64, layers=2, experts=8)
+    return prism_folder(path)
