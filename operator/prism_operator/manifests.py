@@ -1,9 +1,9 @@
 """Child objects as complete server-side-apply intents: plain dicts, in a fixed order.
 
-Pure: a manifest is a function of the PrismModel, the images and a few facts. What may change without
-touching pods (level, targets) lives in the ConfigMap; what the Deployment is made from is summed up
-in ``serving_hash``, over *inputs* and not over the rendered text, so that an operator which renders
-differently restarts no pod.
+Pure: a manifest is a function of the PrismModel, the images and a few facts. What may change
+without touching pods (level, targets) lives in the ConfigMap; what the Deployment is made from is
+summed up in ``serving_hash``, over *inputs* and not over the rendered text, so that an operator
+which renders differently restarts no pod.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from prism import contract
+
 from prism_operator import names
 from prism_operator.api import Json, Model, owner_reference, selector
 from prism_operator.pods import Context, job_pod, serving_pod

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prism import contract
+
 from prism_operator import names
 from prism_operator.api import Json, Model, parse_location
 
