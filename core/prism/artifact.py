@@ -17,7 +17,7 @@ from prism.checkpoint import (
     CheckpointError,
     TensorEntry,
     block_digest,
-    block_names,
+    block_entries,
     file_digest,
     open_checkpoint,
     read_header,
@@ -186,13 +186,13 @@ def _block_problem(
     entries: dict[str, TensorEntry], layer: str, expert: int, digests: dict[str, str]
 ) -> list[str]:
     try:
-        names = block_names(entries, layer, expert)
-        found = block_digest(*(entries[name].read() for name in names))
+        block = block_entries(entries, layer, expert)
+        found = block_digest(*(entry.read() for entry in block))
     except CheckpointError as error:
         return [str(error)]
     if found == digests[f"{layer}.{expert}"]:
         return []
-    file = entries[names.gate].file
+    file = block.gate.file
     return [f"{file}: {layer}.{expert}: digest differs from the manifest's; corrupt or replaced"]
 
 

@@ -144,6 +144,39 @@ def block_names(names: Iterable[str], layer: str, expert: int) -> BlockNames:
     )
 
 
+class BlockEntries(NamedTuple):
+    """Where one expert's gate [I, H], up [I, H] and down [H, I] lie."""
+
+    gate: TensorEntry
+    up: TensorEntry
+    down: TensorEntry
+
+
+def block_entries(entries: dict[str, TensorEntry], layer: str, expert: int) -> BlockEntries:
+    """Places of one expert, stored as three tensors or inside the layer's fused
+    `gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I].
+
+    Raises CheckpointError when the checkpoint stores experts in no layout we know.
+    """
+    fused, down = entries.get(f"{layer}.gate_up_proj"), entries.get(f"{layer}.down_proj")
+    if fused is None or down is None:
+        return BlockEntries(*(entries[name] for name in block_names(entries, layer, expert)))
+    experts, hidden, width = down.shape
+    if fused.shape != (experts, 2 * width, hidden):
+        raise CheckpointError(
+            f"{fused.file}: {layer}.gate_up_proj {fused.shape} does not fit down_proj {down.shape}"
+        )
+    half = (fused.end - fused.start) // (2 * experts)
+    start = fused.start + 2 * expert * half
+    gate = TensorEntry(fused.file, fused.dtype, (width, hidden), start, start + half)
+    up = TensorEntry(fused.file, fused.dtype, (width, hidden), start + half, start + 2 * half)
+    size = (down.end - down.start) // experts
+    start = down.start + expert * size
+    return BlockEntries(
+        gate, up, TensorEntry(down.file, down.dtype, (hidden, width), start, start + size)
+    )
+
+
 def block_digest(gate: bytes, up: bytes, down: bytes) -> str:
     """sha256 (hex) over an expert's stored bytes, in this order."""
     digest = hashlib.sha256(gate)
