@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hack.demo.record import Record, Run
 from hack.demo.stats import Window, windows
@@ -22,6 +22,7 @@ from hack.demo.stats import Window, windows
 WIDTH_S = 5.0
 INK, SOFT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, TEAL, AMBER, RED, PURPLE = "#2563eb", "#0d9488", "#d97706", "#dc2626", "#7c3aed"
+ROWS = ("Offered load, requests/s", "Time to first token", "Gap between tokens", "Level, %", "Pods")
 HEIGHTS = (1.5, 2.0, 1.4, 1.7, 0.8)
 
 STYLE = {
@@ -58,11 +59,13 @@ def draw(record: Record) -> bytes:
         )
         for column, run in enumerate(record.runs):
             _column([grid[row][column] for row in range(len(HEIGHTS))], record, run)
-        for row, label in enumerate(("requests / s", "TTFT", "ITL", "level %", "pods")):
-            grid[row][0].set_ylabel(label)
+        for axis, label in zip(
+            grid.flat, [row for row in ROWS for _ in range(columns)], strict=True
+        ):
+            axis.set_title(label, loc="left", color=SOFT, fontsize=10, pad=7)
         for row in range(len(HEIGHTS)):
-            _legend(grid[row][0])
-        figure.tight_layout(h_pad=0.8, w_pad=1.6)
+            _legend(grid[row])
+        figure.tight_layout(h_pad=1.0, w_pad=1.8)
         out = BytesIO()
         figure.savefig(out, format="png", dpi=130)
         plt.close(figure)
@@ -72,7 +75,7 @@ def draw(record: Record) -> bytes:
 def _column(axes: Sequence[Axes], record: Record, run: Run) -> None:
     load, ttft, itl, level, pods = axes
     figures = windows(run.sent, run.seconds, WIDTH_S, record.targets.ttft_ms, record.targets.itl_ms)
-    load.set_title(run.title, loc="left", fontweight="bold", pad=10)
+    load.text(0, 1.24, run.title, transform=load.transAxes, fontsize=14, fontweight="bold")
     for axis in axes:
         axis.axvspan(run.step_begin, run.step_end, color="#fef3c7", alpha=0.55, lw=0)
         axis.set_xlim(0, run.seconds)
@@ -138,11 +141,26 @@ def _pods(axis: Axes, run: Run) -> None:
     times = [s.at for s in run.samples]
     axis.step(times, [s.ready for s in run.samples], where="post", color=INK, label="ready")
     axis.set_ylim(0, max([s.replicas for s in run.samples], default=1) + 0.9)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _legend(axis: Axes) -> None:
-    axis.legend(loc="upper left", ncols=4, handlelength=1.6, columnspacing=1.2, borderaxespad=0.2)
+def _legend(row: Sequence[Axes]) -> None:
+    """Of all columns, above the first, where no line can run through it."""
+    entries = {
+        label: handle
+        for axis in row
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    row[0].legend(
+        entries.values(),
+        entries.keys(),
+        loc="lower right",
+        bbox_to_anchor=(1.01, 0.985),
+        ncols=4,
+        handlelength=1.6,
+        columnspacing=1.2,
+        borderaxespad=0,
+    )
 
 
 def _edges(figures: Sequence[Window]) -> list[float]:

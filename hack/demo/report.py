@@ -91,7 +91,9 @@ def sentence(record: Record) -> str:
 
 def summary(record: Record) -> str:
     """The table of parts as text, for the terminal."""
-    rows = [("", "", "req/s", "TTFT p95", "in time", "ITL p95", "level", "loss", "failed")]
+    rows: list[tuple[str, ...]] = [
+        ("", "", "req/s", "TTFT p95", "in time", "ITL p95", "level", "loss", "failed")
+    ]
     for run in record.runs:
         for part, title in PARTS:
             figures = run.part(part, record.targets)
