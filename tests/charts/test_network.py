@@ -22,6 +22,11 @@ def test_policy_selects_the_operator(render: Render) -> None:
     assert selector and selector.items() <= labels.items()
 
 
+def test_operator_s_pod_is_whom_the_serving_pods_policy_lets_in(render: Render) -> None:
+    labels = render().one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert contract.OPERATOR_POD_LABELS.items() <= labels.items()
+
+
 def test_defaults_open_probes_metrics_dns_api_and_serving_pods(render: Render) -> None:
     spec = render().one("NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
