@@ -1,4 +1,4 @@
-"""What every part of Prism agrees on: API group, labels, ports, paths, metrics, headers, exit codes.
+"""What all parts agree on: API group, labels, ports, paths, metrics, headers, exit codes.
 
 Standard library only, so that the operator can import it without torch. A name that appears in two
 packages, in the chart or in a dashboard belongs here; a test holds the chart and the CRD to it.
@@ -56,6 +56,10 @@ TERMINATION_MESSAGE_BYTES: Final = 4096
 
 # Environment of the serving pod.
 ENV_ADMIN_TOKEN_SHA256: Final = "PRISM_ADMIN_TOKEN_SHA256"
+
+# Environment of everything that computes.
+ENV_CPU_EXTENSION: Final = "PRISM_CPU_EXTENSION"  # path of a prebuilt C++ extension
+ENV_CACHE: Final = "PRISM_CACHE"  # derived caches; ~/.cache/prism where it is not set
 
 # The artifact.
 PRISM_SUBFOLDER: Final = "prism"
@@ -120,3 +124,8 @@ class Metric:
     CANDIDATE_SLICES: Final = "prism:candidate_sub_experts_total"
     BUSY_SECONDS: Final = "prism:engine_busy_seconds_total"
     STEP_SECONDS: Final = "prism:engine_step_seconds"  # histogram; label: phase
+
+    # The refactor Job.
+    REFACTOR_PROGRESS: Final = "prism:refactor_progress_ratio"
+    REFACTOR_REMAINING: Final = "prism:refactor_remaining_seconds"
+    REFACTOR_STEPS: Final = "prism:refactor_steps_done"  # label: stage

@@ -1,0 +1,54 @@
+#include "route.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace prism {
+namespace {
+
+constexpr int64_t kColumns = 128;  // of `out` and `means` worked on at a time: a part of means fits a cache
+constexpr int64_t kWorth = 1 << 15;  // multiplications that are worth a thread
+
+}  // namespace
+
+void select(const KernelTable& isa, const Routing& r, const float* x, const float* router,
+            const float* bias, const float* log_theta, uint8_t* state) {
+  const int64_t n = r.sub_experts, per_token = r.slots * n * r.hidden;
+  const int64_t grain = std::max<int64_t>(1, kWorth / per_token);
+  at::parallel_for(0, r.tokens, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin * r.slots; pair < end * r.slots; pair++) {
+      const int64_t token = pair / r.slots, expert = r.index[pair];
+      const float theta = log_theta[token], weight = std::log(r.weights[pair]);
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t s = expert * n + i;
+        state[pair * n + i] =
+            expert < r.experts &&
+            (theta == -INFINITY || weight + bias[s] + isa.dot(x + token * r.hidden,
+                                                              router + s * r.hidden, r.hidden) > theta);
+      }
+    }
+  });
+}
+
+void compensate(const KernelTable& isa, const Routing& r, const uint8_t* state, const float* means,
+                const int64_t* knot, float* out) {
+  const int64_t n = r.sub_experts, blocks = (r.hidden + kColumns - 1) / kColumns;
+  const int64_t grain = std::max<int64_t>(1, kWorth / (r.tokens * r.slots * n * kColumns));
+  at::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * kColumns; first < std::min(end * kColumns, r.hidden);
+         first += kColumns)
+      for (int64_t pair = 0; pair < r.tokens * r.slots; pair++) {
+        const int64_t token = pair / r.slots, expert = r.index[pair];
+        if (expert >= r.experts) continue;
+        const float* mean = means + (knot[token] * r.experts + expert) * n * r.hidden;
+        for (int64_t i = 0; i < n; i++)
+          if (state[pair * n + i] == 0)
+            isa.axpy(r.weights[pair], mean + i * r.hidden + first,
+                     std::min(kColumns, r.hidden - first), out + token * r.hidden + first);
+      }
+  });
+}
+
+}  // namespace prism
