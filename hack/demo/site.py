@@ -42,7 +42,7 @@ def bring_up(story: Story, namespace: str = MODELS) -> Site:
         access = cluster.up()
         story.say(f"{access.kind}: {access.reason}")
     with story.step("Build the images"):
-        images = build()
+        images = build(registry=access.registry)
         for reference in images.values():
             story.say(str(reference))
     with story.step("Give the images to the nodes"):
@@ -115,3 +115,14 @@ def fresh_namespace(kube: Kube) -> None:
 def find_namespace(kube: Kube) -> Json | None:
     text = kube.run("get", "namespace", kube.namespace, "--ignore-not-found", "-o", "json")
     return json.loads(text) if text.strip() else None
+
+
+def leave(site: Site) -> None:
+    """Removes what was installed, in the order that lets the operator finish."""
+    with site.story.step("Remove the models, the chart and Prometheus"):
+        if find_namespace(site.kube) is not None:
+            site.kube.run("delete", "prismmodels", "--all", "--timeout=90s", timeout_s=120)
+            site.kube.run("delete", "namespace", site.kube.namespace, "--wait", timeout_s=180)
+        site.kube.run_helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
+        for namespace in (SYSTEM, MONITORING):
+            site.inside(namespace).run("delete", "namespace", namespace, "--wait", timeout_s=180)
