@@ -40,14 +40,14 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     logprobs: int | None = None  # None: no logprobs; k: the chosen token and the best k
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True):
     """Gateway to engine, first message. A new `session` cancels all requests of the old one."""
 
     version: int
     session: str
 
 
-class Submit(_Message):
+class Submit(_Message, frozen=True):
     """One sequence to complete. `level` pins it; `min_level` bounds it from below."""
 
     request: str
@@ -59,13 +59,13 @@ class Submit(_Message):
     min_level: int | None = None
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True):
     """Stop these sequences now and free what they hold; no delta follows."""
 
     requests: list[str]
 
 
-class SetLevel(_Message):
+class SetLevel(_Message, frozen=True):
     """Bounds in which the engine picks levels; the higher `seq` wins."""
 
     seq: int
@@ -73,20 +73,20 @@ class SetLevel(_Message):
     ceiling: int
 
 
-class SetSlo(_Message):
+class SetSlo(_Message, frozen=True):
     """Latency targets in milliseconds; None where there is no target."""
 
     ttft_ms: int | None = None
     itl_ms: int | None = None
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True):
     """Heartbeat, answered by Pong."""
 
     sent_s: float
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True):
     """Engine's answer to Hello."""
 
     version: int
@@ -94,7 +94,7 @@ class Welcome(_Message):
     pid: int
 
 
-class State(_Message):
+class State(_Message, frozen=True):
     """What the engine is able to do: loading, ready, draining, or failed with the reason."""
 
     phase: str
@@ -127,7 +127,7 @@ class Delta(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     prefill_s: float = 0.0  # first scheduled to first token
 
 
-class Deltas(_Message):
+class Deltas(_Message, frozen=True):
     """All that one step produced."""
 
     items: list[Delta]
@@ -150,7 +150,7 @@ class LevelProfile(msgspec.Struct, frozen=True, kw_only=True):
     useful: bool  # the cost model finds it faster than level 100
 
 
-class Stats(_Message):
+class Stats(_Message, frozen=True):
     """Gauges now, and what happened since the last Stats (increments, not totals)."""
 
     running: int
@@ -172,7 +172,7 @@ class Stats(_Message):
     decode_level: int
 
 
-class Pong(_Message):
+class Pong(_Message, frozen=True):
     """Answer to Ping; comes from the engine's I/O thread and says nothing about compute."""
 
     sent_s: float
@@ -195,7 +195,8 @@ def encode(message: ToEngine | ToGateway) -> bytes:
 def decode_to_engine(data: bytes) -> ToEngine:
     """Bytes from a gateway. Raises ProtocolError when they are not one of its messages."""
     try:
-        return _to_engine.decode(data)
+        message: ToEngine = _to_engine.decode(data)
+        return message
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ProtocolError(f"cannot read a gateway message: {error}") from error
 
@@ -203,7 +204,8 @@ def decode_to_engine(data: bytes) -> ToEngine:
 def decode_to_gateway(data: bytes) -> ToGateway:
     """Bytes from an engine. Raises ProtocolError when they are not one of its messages."""
     try:
-        return _to_gateway.decode(data)
+        message: ToGateway = _to_gateway.decode(data)
+        return message
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ProtocolError(f"cannot read an engine message: {error}") from error
 

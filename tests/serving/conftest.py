@@ -9,22 +9,20 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from prism.artifact import Calibration, Knot, LayerTensors, Manifest, Source, write_prism_folder
+from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
+from prism.experts import find_expert_modules
 from transformers import (
     AutoModelForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
     PreTrainedTokenizerFast,
 )
-
-from prism.artifact import Calibration, Knot, LayerTensors, Manifest, Source, write_prism_folder
-from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
-from prism.experts import find_expert_modules
 
 KNOTS = (75, 50, 25)
 

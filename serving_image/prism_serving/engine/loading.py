@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from prism.architectures import UnsupportedModel
 from prism.artifact import Artifact, open_artifact
 from prism.experts import attach
 from prism.loading import load_model
+
 from prism_serving.engine import attention
 from prism_serving.engine.attention import KvBuffers, ProbeResult, UnsupportedAttention
 

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Final
 
 from prism.contract import MAX_LEVEL, PREFILL_LEVELS
+
 from prism_serving.engine.costs import CostModel, Curve, pairs_of
 from prism_serving.engine.policy import Wish
 from prism_serving.engine.scheduler import Chunk, Running, StepPlan

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from prism import contract
+
 from prism_serving.control import Bounds, Slo
 from prism_serving.engine.costs import CostModel, StepShape
 

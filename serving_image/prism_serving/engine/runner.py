@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from prism.contract import MAX_LEVEL
 from prism.experts import BatchContext, SelectionStats, batch_context
+
 from prism_serving.engine.attention import AttentionBatch, KvBuffers, Segment, attention_batch
 from prism_serving.engine.scheduler import Chunk, StepPlan
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import zmq
 import zmq.asyncio
-
 from prism import contract
 from prism.architectures import UnsupportedModel
 from prism.artifact import ArtifactError
+
 from prism_serving import logs, protocol
 from prism_serving.control import Bounds, ControlError, Slo, read_bounds, read_slo
 from prism_serving.engine.attention import UnsupportedAttention

@@ -7,8 +7,8 @@ import logging
 import time
 
 import torch
-
 from prism.contract import MAX_LEVEL
+
 from prism_serving import logs, protocol
 from prism_serving.control import Bounds, Slo
 from prism_serving.engine import loading

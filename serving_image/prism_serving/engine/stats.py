@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prism.contract import PREFILL_LEVELS
+
 from prism_serving.engine.runner import Runner
 from prism_serving.engine.scheduler import Scheduler, StepPlan
 from prism_serving.protocol import LevelProfile, Stats, StepRecord

@@ -1,6 +1,6 @@
 """The compute thread: commands in, steps, deltas out.
 
-Knows: the loop and its counters. Must not know: sockets (it is given a function to send with), HTTP.
+Knows: the loop and its counters. Must not know: sockets (it is given a function to send with).
 
 One decision worth arguing about: exactly one thread touches scheduler, model and sampler, so none
 of them needs a lock. The I/O thread hands commands over in a queue, and the worker looks at it
