@@ -56,6 +56,7 @@ class Target:
             "max_tokens": self.max_tokens,
             "temperature": 0,
             "stream": True,
+            "ignore_eos": True,  # equal outputs
         }
         if self.level is not None:
             body["prism"] = {"level": self.level}
