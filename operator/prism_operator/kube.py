@@ -94,6 +94,15 @@ class Kube:
     async def close(self) -> None:
         await self.api.close()
 
+    async def serves(self, kind: str) -> bool:
+        """Whether the API server knows the kind."""
+        prefix, plural = PATHS[kind]
+        try:
+            found = await self._call("GET", prefix, absent_ok=True)
+        except Unavailable:
+            return False
+        return any(one.get("name") == plural for one in (found or {}).get("resources", ()))
+
     async def get(self, kind: str, namespace: str, name: str) -> Json | None:
         """The object, or None where there is none."""
         return await self._call("GET", _path(kind, namespace, name), absent_ok=True)

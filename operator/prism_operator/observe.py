@@ -21,7 +21,6 @@ IMAGE_PROBLEMS: Final = (
     "ErrImageNeverPull",
 )
 CONFIG_PROBLEMS: Final = ("CreateContainerConfigError", "CreateContainerError")
-OOM_EXIT: Final = 137
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class JobView:
     state: str  # Running, Complete or Failed
     going: bool
     result: Mapping[str, Any] | None
+    has_pod: bool
     trouble: Trouble | None
 
 
@@ -92,7 +92,8 @@ def observe(
     foreign: list[str] = []
 
     def own(kind: str) -> list[Json]:
-        mine, others = [], []
+        mine: list[Json] = []
+        others: list[Json] = []
         for child in children.get(kind, ()):
             (mine if _is_ours(child, uid) else others).append(child)
         foreign.extend(f"{kind} {_meta(child).get('name')}" for child in others)
@@ -143,6 +144,7 @@ def _job(job: Json, pods: Sequence[Json]) -> JobView:
         state=state,
         going=bool(meta.get("deletionTimestamp")),
         result=result,
+        has_pod=bool(mine),
         trouble=_job_trouble(name, ended.get("Failed"), mine, result, limit),
     )
 

@@ -7,6 +7,7 @@ one, and only when the peak of minutes would leave one pod less safe at the pref
 import math
 
 from prism_operator.scaler.ceiling import missed
+from prism_operator.scaler.model import prefill_level
 from prism_operator.scaler.state import Change, Limits, View
 
 
@@ -14,8 +15,7 @@ def next_replicas(view: View, ceiling: int) -> tuple[int, Change | None, float |
     """(count, change, since when the level is below the preferred one, why not more)."""
     limits, pods, now = view.limits, view.pods, view.now
     current = bounded(limits, pods.wanted)
-    served = view.signals.served_level
-    short = ceiling < limits.preferred or (served is not None and served < limits.preferred - 2)
+    short = ceiling < limits.preferred or _falls_short(view)
     since = view.memory.below_since if view.memory.below_since is not None else now
     below = since if short else None
     if not limits.autoscaling:
@@ -27,6 +27,17 @@ def next_replicas(view: View, ceiling: int) -> tuple[int, Change | None, float |
         lasting = now - since >= view.tuning.add_after_s
         return _add(view, ceiling, current, below) if lasting else (current, None, below, "")
     return _remove(view, ceiling, current)
+
+
+def _falls_short(view: View) -> bool:
+    """Under a ceiling that is as preferred: engines serve less, or a pinned level is too slow."""
+    served = view.signals.served_level
+    if served is not None and served < prefill_level(view.limits.preferred) - 2:
+        return True
+    if view.limits.fixed is None:
+        return False
+    busy = view.model and view.use(view.signals.demand, view.limits.fixed) > view.memory.limit
+    return bool(busy) or missed(view) is not None
 
 
 def _add(
