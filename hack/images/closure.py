@@ -10,6 +10,7 @@ for another CUDA release (`--torch-index`) needs others.
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = "moe-prism"
 EXTRAS = ("refactor", "serving", "operator", "bench", "dev")
 FOLLOWS_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 HEADER = """\
@@ -30,20 +30,25 @@ HEADER = """\
 def closure(extras: Iterable[str]) -> dict[str, metadata.Distribution]:
     """Canonical name -> installed distribution of all that these extras need, without the project.
 
-    Raises PackageNotFoundError for one that is not installed.
+    Read from pyproject.toml and the installed metadata. Raises PackageNotFoundError for one that is
+    not installed, KeyError for an unknown extra.
     """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    own = project["optional-dependencies"]
     found: dict[str, metadata.Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = [(PROJECT, frozenset(extras))]
+    waiting = [(project["name"], frozenset(extras))]
     while waiting:
         name, wanted = waiting.pop()
         if (name, wanted) in seen:
             continue
         seen.add((name, wanted))
-        distribution = metadata.distribution(name)
-        if name != PROJECT:
-            found[name] = distribution
-        for text in distribution.requires or ():
+        if name == project["name"]:
+            requires = [text for extra in wanted for text in own[extra]]
+        else:
+            found[name] = metadata.distribution(name)
+            requires = found[name].requires or []
+        for text in requires:
             need = Requirement(text)
             marker = need.marker
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in wanted or {""}):
@@ -53,7 +58,7 @@ def closure(extras: Iterable[str]) -> dict[str, metadata.Distribution]:
 
 def constraints(file: Path = ROOT / "constraints.txt") -> dict[str, str]:
     """Canonical name -> version that the file pins. Raises ValueError on any other line."""
-    pins = {}
+    pins: dict[str, str] = {}
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if line.strip() and not line.startswith("#"):
             name, equals, version = line.partition("==")

@@ -1,0 +1,67 @@
+"""`python3 -m hack.cluster choose | up | load-image IMAGE... | down [--purge]`: hack/README.md."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+from hack import engines
+from hack.cluster import Cluster, ClusterError, choose
+from hack.host import MissingPackages
+from hack.progress import say, step
+
+IMAGE_PREFIX = "localhost/prism-"
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hack.cluster", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("choose", help="which cluster would be used, and why")
+    commands.add_parser("up", help="make or start it; how to reach it goes to stdout as JSON")
+    load = commands.add_parser("load-image", help="give it images that hack.images built")
+    load.add_argument("images", nargs="+", metavar="IMAGE")
+    down = commands.add_parser("down", help="end what we started")
+    down.add_argument("--purge", action="store_true", help="forget its state and our images too")
+    return parser.parse_args(words)
+
+
+def run(given: argparse.Namespace, cluster: Cluster) -> None:
+    say(f"cluster: {type(cluster).__name__.lower()}, because {cluster.reason}")
+    match given.command:
+        case "choose":
+            kind = type(cluster).__name__.lower()
+            print(json.dumps({"kind": kind, "reason": cluster.reason}))
+        case "up":
+            print(json.dumps(cluster.up().as_json(), indent=2))
+        case "load-image":
+            cluster.load(given.images)
+        case "down":
+            cluster.down(given.purge)
+            if given.purge:
+                _remove_images()
+
+
+def _remove_images() -> None:
+    """Removes the images of ours that an engine of this machine holds; caches stay."""
+    try:
+        engine = engines.choose(install=False)
+    except engines.NoEngine:
+        return
+    ours = [image for image in engine.images() if image.startswith(IMAGE_PREFIX)]
+    if ours:
+        with step(f"remove {len(ours)} images from {engine.name}"):
+            engine.remove(ours)
+
+
+def main() -> None:
+    given = arguments()
+    try:
+        run(given, choose())
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"hack.cluster: {' '.join(map(str, error.cmd))[:300]} failed")
+    except (ClusterError, engines.NoEngine, MissingPackages, OSError) as error:
+        sys.exit(f"hack.cluster: {error}")
+
+
+if __name__ == "__main__":
+    main()

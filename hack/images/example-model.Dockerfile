@@ -1,0 +1,8 @@
+# Carries examples/tiny-moe; its Job copies the model into the claim that `uri: pvc://...` names.
+ARG BASE=docker.io/library/python:3.11-slim-bookworm
+
+FROM ${BASE}
+COPY hack/images/copy_model.py /copy_model.py
+COPY examples/tiny-moe /model
+USER 65532:65532
+ENTRYPOINT ["python", "/copy_model.py", "/model"]
