@@ -1,10 +1,11 @@
-"""Build and load the C++ extension (kernels/cpu/*.cpp): `python -m prism.kernels.build OUT.so` in an image.
+"""Build and load the C++ extension, kernels/cpu/*.cpp.
 
-Knows compilers and files, nothing of what the kernels compute. Decision: the compiler is called
-directly instead of through torch.utils.cpp_extension: no setuptools or ninja at run time, no Python
-headers, half the code, and one library runs on every machine of its architecture, since instruction
-sets are chosen in it at run time. The cache is keyed by torch version, sources, compiler and flags;
-processes that want the same library wait for one of them to build it.
+Images build it ahead with `python -m prism.kernels.build OUT.so`. Knows compilers and files,
+nothing of what the kernels compute. Decision: the compiler is called directly instead of through
+torch.utils.cpp_extension: no setuptools or ninja at run time, no Python headers, half the code,
+and one library runs on every machine of its architecture, since instruction sets are chosen in it
+at run time. The cache is keyed by torch version, sources, compiler and flags; processes that want
+the same library wait for one of them to build it.
 """
 
 import fcntl
@@ -91,7 +92,7 @@ def _key(compiler: str) -> str:
 
 
 def cached_library(environ: Mapping[str, str]) -> Path:
-    """The library in the cache folder, built now if it is not there; BuildError when it cannot be."""
+    """The library in the cache folder, built now if it is not there; raises BuildError."""
     compiler = find_compiler(environ)
     root = Path(environ.get(contract.ENV_CACHE) or Path.home() / ".cache/prism")
     folder = root / "kernels" / _key(compiler)
@@ -117,7 +118,7 @@ def load() -> str:
     named = os.environ.get(contract.ENV_CPU_EXTENSION)
     library = Path(named) if named else cached_library(os.environ)
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise BuildError(f"{library}: {error}") from error
     return f"prebuilt {library}" if named else f"built for torch {torch.__version__}"
@@ -129,7 +130,7 @@ def main(argv: list[str]) -> int:
         return contract.ExitCode.USAGE
     try:
         build(Path(argv[0]), find_compiler(os.environ))
-        torch.ops.load_library(argv[0])
+        torch.ops.load_library(argv[0])  # type: ignore[no-untyped-call]
     except (BuildError, OSError) as error:
         print(f"prism.kernels.build: {error}", file=sys.stderr)
         return contract.ExitCode.FAILED

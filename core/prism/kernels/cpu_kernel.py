@@ -1,10 +1,11 @@
 """The C++ kernel behind the common interface, and the weight layout it reads.
 
-Layout (what forward.cpp expects): neurons are cut into sub-experts, a sub-expert into panels of 32
-neurons (the last one 8, 16 or 32, zero-padded). gate_up of a panel is [H, gate columns then up
-columns], so one pass over x gives both; down is cut into panels of 64 output columns, [w, 64] each.
-In bf16 two neighbours along the inner dimension lie together, as the dot-product instruction wants
-them. Everything a sub-expert needs is contiguous, so decode streams at memory speed.
+Layout (what forward.cpp expects): neurons are cut into sub-experts, a sub-expert into panels of
+32 neurons (the last one 8, 16 or 32, zero-padded). gate_up of a panel is [H, gate columns then up
+columns], so one pass over x gives both; down is cut into panels of 64 output columns, [w, 64]
+each. In bf16 two neighbours along the inner dimension lie together, as the dot-product
+instruction wants them. Everything a sub-expert needs is contiguous, so decode streams at memory
+speed.
 """
 
 from collections.abc import Iterator
