@@ -54,8 +54,14 @@ def _lower(view: View, level: int) -> tuple[int, str, str, float]:
             limit = max(view.tuning.lowest_limit, min(limit, view.use(demand, level)) * 0.9)
     if target < level and view.now - memory.lowered_at < view.limits.down_window_s:
         return level, reason, why, memory.limit
-    lowest = level - view.limits.down_step
-    return max(target, min((n for n in levels if n >= lowest), default=level)), reason, why, limit
+    return max(target, _reach_down(view, level)), reason, why, limit
+
+
+def _reach_down(view: View, level: int) -> int:
+    """How far one lowering may go; at least one step of the grid, should it be wider."""
+    below = [n for n in view.grid() if n < level]
+    within = [n for n in below if n >= level - view.limits.down_step]
+    return min(within) if within else max(below, default=level)
 
 
 def _level_matters(view: View, level: int) -> bool:
@@ -96,9 +102,8 @@ def _raise(view: View, level: int) -> tuple[int, str]:
     window = limits.up_window_s * memory.waits
     if view.now - max(memory.lowered_at, memory.raised_at) < window:
         return level, ""
-    candidates = [n for n in view.levels() if level < n <= level + limits.up_step]
-    if not candidates:  # one step of the grid may be wider than maxStepPercent
-        candidates = [n for n in view.levels() if n > level][-1:]
+    above = [n for n in view.grid() if n > level]  # also those that cost the same: more quality
+    candidates = [n for n in above if n <= level + limits.up_step] or above[-1:]
     if view.model is None:
         calm = view.signals.waiting <= 0
         return (candidates[-1], "targets held for a window") if candidates and calm else (level, "")

@@ -51,7 +51,7 @@ def decide(
     view = replace(view, memory=memory)
     count, scale, below, limited = next_replicas(view, ceiling)
     memory = replace(memory, below_since=below)
-    changes = _level_change(memory.ceiling, ceiling, reason, why)
+    changes = _level_change(memory.ceiling or start, ceiling, reason, why)
     if scale:
         changes += (scale,)
         memory = replace(memory, scaled_at=now)
@@ -76,7 +76,7 @@ def _without_data(limits: Limits, pods: Pods, memory: Memory, start: int, now: f
         ceiling = limits.floor if limits.on_loss == "MinLevel" else limits.top
         reason = "MetricsLost"
         why = f"no measurement for {now - since:.0f} s; onMetricsLoss is {limits.on_loss}"
-    changes = _level_change(memory.ceiling, ceiling, reason, why)
+    changes = _level_change(memory.ceiling or start, ceiling, reason, why)
     data = "Lost" if lost else "Held"
     # Never scale in without data: only the spec's own bounds may take a pod away.
     return _finish(limits, ceiling, count, memory, pods, changes, data=data)
@@ -102,8 +102,7 @@ def _finish(
 
 
 def _level_change(before: int, after: int, reason: str, why: str) -> tuple[Change, ...]:
-    # before 0: the first bounds of a new object are no decision about quality.
-    return (Change("Level", before, after, reason, why),) if before not in (0, after) else ()
+    return (Change("Level", before, after, reason, why),) if before != after else ()
 
 
 def _remember(

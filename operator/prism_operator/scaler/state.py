@@ -170,9 +170,13 @@ class View:
             result = result.peak(demand)
         return result
 
+    def grid(self) -> tuple[int, ...]:
+        """Allowed ceilings, high to low."""
+        return offered_levels(self.limits.floor, self.limits.top, self.limits.step)
+
     def levels(self) -> tuple[int, ...]:
-        """Allowed ceilings, high to low, without those that cost no less than the one above."""
-        offered = offered_levels(self.limits.floor, self.limits.top, self.limits.step)
+        """The grid without levels that cost no less than the one above: no use going there."""
+        offered = self.grid()
         if self.model is None:
             return offered
         unit, kept = Demand(1, 1, 1), [offered[0]]
