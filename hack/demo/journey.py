@@ -51,6 +51,7 @@ def serve_example(place: Site) -> Iterator[Served]:
     story = place.story
     with story.step(f"Empty the namespace {place.kube.namespace}"):
         site.fresh_namespace(place.kube)
+        place.kube.run("apply", "-f", str(ROOT / "examples" / "prometheus" / "targets.yaml"))
     with proxy(place.kube) as api:
         with story.step("kubectl apply -f examples/tiny-moe.yaml"):
             begin = time.monotonic()

@@ -104,13 +104,13 @@ def proxy(kube: Kube) -> Iterator[Path]:
 
 def api_client(path: Path) -> httpx.Client:
     return httpx.Client(
-        transport=httpx.HTTPTransport(uds=str(path)), base_url="http://api", timeout=15
+        transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=15
     )
 
 
 def async_api_client(path: Path) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://api", timeout=15
+        transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://localhost", timeout=15
     )
 
 

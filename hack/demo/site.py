@@ -56,10 +56,9 @@ def install(site: Site) -> None:
     with site.story.step("Install Prometheus"):
         make_namespace(site.inside(MONITORING))
         text = (ROOT / "examples" / "prometheus" / "prometheus.yaml").read_text()
-        image = site.images["prometheus"]
-        site.inside(MONITORING).run(
-            "apply", "-f", "-", stdin=text.replace("localhost/prism-prometheus:demo", image)
-        )
+        text = text.replace("localhost/prism-prometheus:demo", site.images["prometheus"])
+        text = text.replace(f".{MODELS}.svc", f".{site.kube.namespace}.svc")
+        site.inside(MONITORING).run("apply", "-f", "-", stdin=text)
     with site.story.step("helm install prism charts/prism"):
         make_namespace(site.inside(SYSTEM))
         site.kube.run_helm(

@@ -63,13 +63,23 @@ def test_pods_are_restricted(workload: Manifest) -> None:
         assert not container["image"].endswith(":latest")
 
 
-def test_prometheus_scrapes_by_the_contract_s_labels() -> None:
+def test_prometheus_finds_the_serving_pods_by_the_contract_s_label() -> None:
     (config,) = (m for m in manifests() if m["kind"] == "ConfigMap")
     prometheus = yaml.safe_load(config["data"]["prometheus.yml"])
     assert prometheus["global"]["scrape_interval"] == "5s"
+    (discovery,) = prometheus["scrape_configs"][0]["dns_sd_configs"]
+    (targets,) = (m for m in manifests() if m["metadata"]["name"] == "prism-serving")
+    assert discovery["names"] == ["prism-serving.prism-demo.svc.cluster.local"]
+    assert discovery["port"] == contract.API_PORT
+    assert targets["spec"]["selector"] == {contract.LABEL_ROLE: contract.ROLE_SERVING}
+    assert targets["spec"]["clusterIP"] == "None"
+
+
+def test_jobs_for_another_prometheus_use_the_contract_s_labels() -> None:
+    jobs = yaml.safe_load((ROOT / "examples" / "prometheus" / "scrape-jobs.yml").read_text())
     selectors = {
         job["job_name"]: job["kubernetes_sd_configs"][0]["selectors"][0]["label"]
-        for job in prometheus["scrape_configs"]
+        for job in jobs["scrape_configs"]
     }
     assert selectors["prism-serving"] == f"{contract.LABEL_ROLE}={contract.ROLE_SERVING}"
     assert selectors["prism-refactor"] == f"{contract.LABEL_ROLE}={contract.ROLE_REFACTOR}"
