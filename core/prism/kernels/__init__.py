@@ -14,7 +14,7 @@ from prism.kernels.reference import ReferenceKernel
 
 __all__ = ["KERNELS", "Kernel", "Packed", "choose"]
 
-KERNELS = ("auto", "reference", "cpu")
+KERNELS = ("auto", "reference", "cpu", "triton")
 
 _log = logging.getLogger(__name__)
 
@@ -30,23 +30,31 @@ def choose(
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r}: expected one of {', '.join(KERNELS)}")
-    chosen, why = (
-        (ReferenceKernel(), "asked for") if kernel == "reference" else _best(device, dtype, hidden)
-    )
-    if kernel != "auto" and kernel != "reference" and isinstance(chosen, ReferenceKernel):
-        raise ValueError(f"kernel {kernel!r} cannot run here: {why}")
-    _log.info("experts on %s in %s: %s (%s)", device, dtype, chosen.name, why)
+    if kernel == "reference":
+        name, chosen, why = _reference("asked for")
+    else:
+        name, chosen, why = _best(device, dtype, hidden)
+    if kernel not in ("auto", name):
+        raise ValueError(f"kernel {kernel!r} cannot run {dtype} on {device}: {why}")
+    shape = f"{hidden} x {width}"
+    _log.info("experts of %s in %s on %s: %s (%s)", shape, dtype, device, chosen.name, why)
     return chosen
 
 
-def _best(device: torch.device, dtype: torch.dtype, hidden: int) -> tuple[Kernel, str]:
-    """The fastest kernel here, and why it is that one."""
+def _reference(why: str) -> tuple[str, Kernel, str]:
+    return "reference", ReferenceKernel(), why
+
+
+def _best(device: torch.device, dtype: torch.dtype, hidden: int) -> tuple[str, Kernel, str]:
+    """(name, the fastest kernel here, why it is that one)."""
+    if device.type == "cuda":
+        return _best_cuda()
     if device.type != "cpu":
-        return ReferenceKernel(), f"no kernel for {device.type}"
+        return _reference(f"no kernel for {device.type}")
     if dtype not in DTYPES:
-        return ReferenceKernel(), f"the C++ kernel computes float32 and bfloat16, not {dtype}"
+        return _reference(f"the C++ kernel computes float32 and bfloat16, not {dtype}")
     if dtype == torch.bfloat16 and hidden % 2:
-        return ReferenceKernel(), f"the C++ kernel needs an even hidden size in bf16, not {hidden}"
+        return _reference(f"the C++ kernel needs an even hidden size in bf16, not {hidden}")
     from prism.kernels import (
         build,
     )  # not at the top: `python -m prism.kernels.build` runs it as main
@@ -54,5 +62,13 @@ def _best(device: torch.device, dtype: torch.dtype, hidden: int) -> tuple[Kernel
     try:
         origin = build.load()
     except build.BuildError as error:
-        return ReferenceKernel(), f"lower levels save no time: no C++ extension: {error}"
-    return CpuKernel(), origin
+        return _reference(f"lower levels will save no time: no C++ extension: {error}")
+    return "cpu", CpuKernel(), origin
+
+
+def _best_cuda() -> tuple[str, Kernel, str]:
+    try:
+        from prism.kernels.triton_experts import TritonKernel
+    except ImportError as error:
+        return _reference(f"lower levels will save no time: no Triton: {error}")
+    return "triton", TritonKernel(), "grouped sub-expert kernel"
