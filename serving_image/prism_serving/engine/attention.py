@@ -1,6 +1,6 @@
 """Attention over our own KV buffers, as transformers' attention interface wants it.
 
-Knows: where each sequence's keys and values lie, plain SDPA per sequence. Must not know: scheduling,
+Knows: where each sequence's keys and values lie. Must not know: scheduling,
 levels, sampling.
 
 On a CPU the buffers hold fp32 whatever the model's dtype: SDPA's decode path reads bf16 keys about
@@ -20,6 +20,8 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
+from prism_serving.engine.causal import attend
+
 NAME: Final = "prism_attention"
 
 
@@ -29,14 +31,12 @@ class UnsupportedAttention(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows [begin, end) of a step belong to one sequence whose keys begin at `kv_start`; `past`
-    keys are cached, `mask` is [rows, past + rows] where causal alone does not say it."""
+    """Rows [begin, end) of a step: one sequence, with `past` cached keys from `kv_start`."""
 
     begin: int
     end: int
     kv_start: int
     past: int
-    mask: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -121,22 +121,14 @@ def attention(
     keys, values = batch.buffers.keys[layer], batch.buffers.values[layer]
     keys.index_copy_(0, batch.slots, key[0].transpose(0, 1).to(keys.dtype))
     values.index_copy_(0, batch.slots, value[0].transpose(0, 1).to(values.dtype))
-    rows = query.transpose(1, 2).to(keys.dtype)  # [1, T, heads, dim]
-    out = rows.new_empty(1, rows.shape[1], rows.shape[2], values.shape[2])
-    shares_keys = keys.shape[1] != rows.shape[2]
+    rows = query[0].transpose(0, 1).to(keys.dtype)  # [T, heads, dim]
+    out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[2])
     for s in batch.segments:
         last = s.kv_start + s.past + s.end - s.begin
-        attended = F.scaled_dot_product_attention(
-            rows[:, s.begin : s.end].transpose(1, 2),
-            keys[s.kv_start : last].transpose(0, 1)[None],
-            values[s.kv_start : last].transpose(0, 1)[None],
-            attn_mask=s.mask,
-            is_causal=s.mask is None and s.end - s.begin > 1,
-            scale=scaling,
-            enable_gqa=shares_keys,
-        )  # [1, heads, rows, value_dim]
-        out[:, s.begin : s.end] = attended.transpose(1, 2)
-    return out.to(query.dtype), None
+        out[s.begin : s.end] = attend(
+            rows[s.begin : s.end], keys[s.kv_start : last], values[s.kv_start : last], scaling
+        )
+    return out[None].to(query.dtype), None
 
 
 _REFUSED: Final = {

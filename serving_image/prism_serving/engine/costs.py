@@ -26,6 +26,7 @@ from prism import contract
 _PACE_RATE: Final = 0.1
 _LEVEL_RATE: Final = 0.01
 _PACE_BOUNDS: Final = (0.2, 20.0)
+_FORGET: Final = 0.999
 _LEVEL_BOUNDS: Final = (0.5, 2.0)
 _OUTLIER: Final = 8.0  # a step this many times off says something else happened
 USEFUL_GAIN: Final = 0.97  # a level must cost at most this share of level 100 to be used
@@ -156,6 +157,8 @@ class CostModel:
         ratio = min(max(ratio, 1 / _OUTLIER), _OUTLIER)
         self.pace = _clamp(self.pace * ratio**_PACE_RATE, _PACE_BOUNDS)
         total = shape.total_rows
+        for level, factor in self.factors.items():
+            self.factors[level] = factor**_FORGET  # a level not served returns to its measurement
         for level, n in shape.rows.items():
             low, high, share = self._neighbours(level)
             for knot, weight in ((low, 1 - share), (high, share)):

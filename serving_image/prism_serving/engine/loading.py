@@ -1,6 +1,6 @@
 """From an artifact directory to a model that is ready to run, or a reason why not.
 
-Knows: what the engine cannot serve, how big the KV buffers may be. Must not know: requests, sockets.
+Knows: what the engine cannot serve, how big the KV buffers may be. Must not know: requests.
 
 One decision worth arguing about: what a model needs from attention is found by running one token
 through it, not by reading its config; configs name the same thing in a dozen ways.

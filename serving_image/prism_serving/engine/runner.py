@@ -69,16 +69,10 @@ class Runner:
         return BatchContext(rows.to(self._device), stats)
 
     def _segments(self, chunks: Sequence[Chunk], ends: list[int]) -> list[Segment]:
-        segments = []
-        for chunk, end in zip(chunks, ends, strict=True):
-            past, mask = chunk.start, None
-            if past and chunk.count > 1:
-                whole = torch.ones(
-                    chunk.count, past + chunk.count, dtype=torch.bool, device=self._device
-                )
-                mask = whole.tril(past)
-            segments.append(Segment(end - chunk.count, end, _kv_start(chunk), past, mask))
-        return segments
+        return [
+            Segment(end - c.count, end, _kv_start(c), c.start)
+            for c, end in zip(chunks, ends, strict=True)
+        ]
 
 
 def _kv_start(chunk: Chunk) -> int:

@@ -4,8 +4,7 @@ Knows: sequences, the KV ranges they hold, the token budget, the policy. Must no
 sockets, clocks (time is handed in).
 
 Decode rows always run. Prompts fill what is left of the token budget; a prompt that fits into one
-step is not cut merely to fill the last rows of another's (a chunk after cached keys needs the
-slower masked attention and delays the first token of both).
+step is not cut merely to fill the last rows of another's: that would delay the first token of both.
 
 One decision worth arguing about: a request is admitted when its first chunk is scheduled, not when
 memory would allow it. So its level is fixed as late as possible, with the queue behind it known.
@@ -125,8 +124,8 @@ class Scheduler:
     eos: frozenset[int] = frozenset()
     budget: int = 512
     max_running: int = 64
-    bounds: Bounds = Bounds()
-    slo: Slo = Slo()
+    bounds: Bounds = field(default_factory=Bounds)
+    slo: Slo = field(default_factory=Slo)
     reproducible: bool = False
     waiting: deque[Running] = field(default_factory=deque)
     running: list[Running] = field(default_factory=list)
