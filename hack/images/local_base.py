@@ -88,7 +88,7 @@ def packages(extras: tuple[str, ...]) -> str:
             with step("slim torch"):
                 _in_builder(site, "python3", "/slim_torch.py", SITE)
         with step("compile bytecode"):
-            flags = ("-q", "-j", "0", "--invalidation-mode", "unchecked-hash")
+            flags = ("-qq", "-j", "0", "--invalidation-mode", "unchecked-hash")
             # Some packages carry files of other Pythons (templates, tests): those do not compile.
             _in_builder(site, "sh", "-c", f"python3 -m compileall {' '.join(flags)} {SITE} || true")
         with step("commit the packages image"), _container(parent, name) as root:

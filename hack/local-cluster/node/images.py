@@ -52,7 +52,7 @@ def load_layout(folder: Path, name: str) -> None:
                 tar.add(folder / path, arcname=path)
             _add(tar, "index.json", index)
         file.flush()
-        run(*CTR, "images", "import", "--digests", file.name, silent=True)
+        run(*CTR, "images", "import", file.name, silent=True)
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:
