@@ -1,13 +1,18 @@
 """Fixtures of the operator's tests: a PrismModel as the API server would store it."""
 
 import copy
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prism_operator.pods import Context
+
+from . import real_apiserver
+from .harness import Operator
+from .real_apiserver import ApiServer
 
 Json = dict[str, Any]
 CRD_FILE = Path(__file__).parents[2] / "crds" / "prismmodels.moeprism.io.yaml"
@@ -59,3 +64,36 @@ def context() -> Context:
         admin_key=b"k" * 32,
         pull_secrets=("pull",),
     )
+
+
+@pytest.fixture
+def operator(context: Context) -> Operator:
+    return Operator(context)
+
+
+@pytest.fixture(scope="session")
+def apiserver(tmp_path_factory: pytest.TempPathFactory, crd: Json) -> Iterator[ApiServer]:
+    """A real API server with our kind installed, and the namespace ``llm``."""
+    if not real_apiserver.binary().exists():
+        pytest.skip(f"{real_apiserver.binary()} is missing; hack/local-cluster builds it")
+    server = ApiServer(tmp_path_factory.mktemp("apiserver"))
+    try:
+        server.start()
+        install(server, crd)
+        yield server
+    finally:
+        server.stop()
+
+
+def install(server: ApiServer, crd: Json) -> None:
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    code, answer = server.request("POST", path, crd)
+    assert code == 201, answer
+    name = {"metadata": {"name": "llm"}}
+    assert server.request("POST", "/api/v1/namespaces", name)[0] == 201
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if server.request("GET", "/apis/moeprism.io/v1alpha1/prismmodels")[0] == 200:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the kind was never served")
