@@ -1,0 +1,142 @@
+"""Artifacts: what is written is read back; every kind of damage is named."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from prism.artifact import ArtifactError, Manifest, open_artifact, verify
+
+Edit = Callable[[Callable[[dict], None]], Path]
+
+
+def test_written_artifact_reads_back_whole(whole_artifact: Path) -> None:
+    opened = open_artifact(whole_artifact)
+    assert opened.digest.startswith("sha256:")
+    assert opened.manifest.levels == (100, 50)
+    assert Manifest.from_json(opened.manifest.to_json()) == opened.manifest
+    assert verify(whole_artifact) == []
+
+
+def test_layer_tensors_come_in_model_order(whole_artifact: Path) -> None:
+    opened = open_artifact(whole_artifact)
+    first, second = opened.layer(0), opened.layer(1)
+    assert first.router_weight.shape == (6, 4, 32)
+    assert first.means.shape == (2, 6, 4, 32)
+    assert not torch.equal(first.router_weight, second.router_weight)
+
+
+def test_digest_follows_the_manifest(whole_artifact: Path, edit_manifest: Edit) -> None:
+    changed = edit_manifest(lambda raw: raw.update(seed=8))
+    assert open_artifact(changed).digest != open_artifact(whole_artifact).digest
+
+
+def test_all_schema_problems_come_at_once(edit_manifest: Edit) -> None:
+    def change(raw: dict) -> None:
+        raw["sub_experts"] = "8"
+        raw["knots"][0]["log_theta"][1] = None
+        raw["extra"] = 1
+        del raw["source"]["uri"]
+
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(edit_manifest(change))
+    message = str(caught.value)
+    for part in (
+        "$.sub_experts: expected int, found '8'",
+        "$.knots[0].log_theta[1]: expected float, found None",
+        "$.extra: unknown field",
+        "$.source.uri: missing",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("schema_version", 2, "schema_version is 2, this Prism reads 1"),
+        ("sub_experts", 5, "$.sub_experts: 5 is not one of"),
+        ("layers", [], "$.layers: empty"),
+        ("knots", [], "$.knots: 0 knots"),
+        ("num_experts", 0, "$.num_experts: 0 is not positive"),
+        ("num_experts", True, "$.num_experts: expected int, found True"),
+    ],
+)
+def test_bad_manifest_value_is_named(
+    edit_manifest: Edit, field: str, value: object, message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        open_artifact(edit_manifest(lambda raw: raw.update({field: value})))
+
+
+def test_levels_out_of_order_or_range_are_named(edit_manifest: Edit) -> None:
+    def change(raw: dict) -> None:
+        raw["knots"][0]["level"] = 40
+        raw["operating_points"][0]["level"] = 101
+
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(edit_manifest(change))
+    assert "$.knots: levels [40, 50] do not fall" in str(caught.value)
+    assert "$.operating_points[0].level: 101 is outside 10-100" in str(caught.value)
+
+
+def test_missing_folder_says_what_to_do(checkpoint: Path) -> None:
+    with pytest.raises(ArtifactError, match="make one with `prism refactor`"):
+        open_artifact(checkpoint)
+
+
+def test_broken_json_is_an_artifact_error(copied_artifact: Path) -> None:
+    (copied_artifact / "prism/prism.json").write_text("{")
+    with pytest.raises(ArtifactError, match="not valid JSON"):
+        open_artifact(copied_artifact)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "prism/prism.safetensors"])
+def test_truncated_tensors_are_named_before_any_is_read(copied_artifact: Path, name: str) -> None:
+    file = copied_artifact / name
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match=f"{file.name}.*truncated"):
+        open_artifact(copied_artifact)
+
+
+def test_shapes_must_fit_the_manifest(edit_manifest: Edit) -> None:
+    with pytest.raises(ArtifactError, match=r"means: F32 \(2, 6, 4, 32\), expected F32 \(1, 6"):
+        open_artifact(edit_manifest(lambda raw: raw["knots"].pop()))
+
+
+def test_every_expert_needs_a_digest(edit_manifest: Edit) -> None:
+    with pytest.raises(ArtifactError, match="no digest for"):
+        open_artifact(
+            edit_manifest(lambda raw: raw["block_digests"].pop("model.layers.1.mlp.experts.3"))
+        )
+
+
+def test_verify_names_the_flipped_expert(copied_artifact: Path) -> None:
+    from prism.checkpoint import open_checkpoint
+
+    entry = open_checkpoint(copied_artifact)["model.layers.1.mlp.experts.2.up_proj.weight"]
+    data = bytearray(entry.file.read_bytes())
+    data[entry.start] ^= 1
+    entry.file.write_bytes(data)
+    (problem,) = verify(copied_artifact)
+    assert "model.layers.1.mlp.experts.2: digest differs" in problem
+
+
+def test_verify_names_changed_prism_tensors_and_lost_files(copied_artifact: Path) -> None:
+    file = copied_artifact / "prism/prism.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    manifest = copied_artifact / "prism/prism.json"
+    raw = json.loads(manifest.read_text())
+    raw["source"]["files"]["chat_template.jinja"] = "00"
+    manifest.write_text(json.dumps(raw))
+    problems = verify(copied_artifact)
+    assert len(problems) == 2
+    assert "chat_template.jinja: missing" in problems[0]
+    assert "prism.safetensors: digest differs" in problems[1]
+
+
+def test_verify_of_no_artifact_gives_the_reason(tmp_path: Path) -> None:
+    assert "not an artifact" in verify(tmp_path)[0]
