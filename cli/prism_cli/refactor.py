@@ -1,0 +1,71 @@
+"""`prism refactor`: parse, then hand over to the refactoring's shell."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from prism.contract import DEFAULT_SUB_EXPERTS, SUB_EXPERT_CHOICES
+from prism_refactor.options import CALIBRATION_TOKENS, MIN_CALIBRATION_TOKENS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `prism refactor`."""
+    parser.add_argument("source", metavar="SRC", help="directory, org/name, or hf://org/name[@rev]")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the artifact")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines of {"text": ...} or plain text; default: pydoc\'s topics',
+    )
+    parser.add_argument(
+        "--sub-experts", type=int, choices=SUB_EXPERT_CHOICES, default=DEFAULT_SUB_EXPERTS
+    )
+    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument(
+        "--tokens",
+        type=_tokens,
+        default=CALIBRATION_TOKENS,
+        help="to calibrate on (default: %(default)s)",
+    )
+    parser.add_argument("--source-uri", metavar="URI", help="recorded instead of SRC's path")
+    parser.add_argument("--termination-message", type=Path, metavar="FILE")
+    parser.add_argument("--metrics-port", type=_natural, metavar="PORT")
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _tokens(text: str) -> int:
+    value = int(text)
+    if value < MIN_CALIBRATION_TOKENS:
+        raise argparse.ArgumentTypeError(f"{value} is less than {MIN_CALIBRATION_TOKENS}")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Refactor, or confirm that it is done."""
+    # Spinning OpenMP threads take the core that a neighbour, or our own search threads, could use.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    from prism_refactor.options import Options
+    from prism_refactor.shell import run as run_shell
+
+    given = {name: value for name, value in vars(arguments).items() if name in _OPTION_NAMES}
+    return run_shell(Options(**given))
+
+
+_OPTION_NAMES = (
+    *("source", "out", "calibration", "sub_experts", "seed", "tokens"),
+    *("source_uri", "termination_message", "metrics_port"),
+)

@@ -1,0 +1,17 @@
+"""`prism version`: one line, no heavy import."""
+
+import argparse
+from importlib.metadata import version
+
+from prism.contract import ExitCode
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No arguments."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the distribution's version."""
+    del arguments
+    print(f"prism {version('moe-prism')}")
+    return ExitCode.OK

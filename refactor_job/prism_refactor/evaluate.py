@@ -1,0 +1,117 @@
+"""Quality at a level, measured on held-out text with what serving runs.
+
+Knows logits and levels. Losses are paired: the same tokens at the level and at 100, so the standard
+error is that of the difference. The decision worth arguing about: batches are the outer loop and
+levels the inner one, so full-level logits of one small batch are all that is ever kept, whatever
+the vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from prism.artifact import OperatingPoint
+from prism.contract import MAX_LEVEL
+from prism.experts import BatchContext, SelectionStats, batch_context
+from torch import Tensor
+from torch.nn import functional
+
+_LOGIT_BYTES: Final = 128 << 20  # of one batch's fp32 logits
+_MOST_SEQUENCES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Per-token results at one level; fp32 [t], and counts of sub-experts."""
+
+    loss: Tensor  # negative log likelihood of the next token
+    kl: Tensor  # KL(full || level) over the next token's distribution
+    agrees: Tensor  # 1 where the most likely token is that of level 100
+    own: int
+    candidates: int
+
+
+def batch_sequences(window: int, vocabulary: int) -> int:
+    """Sequences per batch so that logits stay below a fixed size."""
+    return max(1, min(_MOST_SEQUENCES, _LOGIT_BYTES // (window * vocabulary * 4)))
+
+
+def evaluate_batch(model: Any, ids: Tensor, levels: Sequence[int]) -> dict[int, Sample]:
+    """One Sample per level for ids [S, W + 1]; ``model`` has its experts attached.
+
+    Level 100 is always in the result: it is what the others are compared with.
+    """
+    full, own, candidates = _log_probabilities(model, ids, MAX_LEVEL)
+    target = ids[:, 1:].reshape(-1, 1)
+    best = full.argmax(-1)
+    base = -full.gather(1, target).squeeze(1)
+    zero = torch.zeros_like(base)
+    samples = {MAX_LEVEL: Sample(base, zero, torch.ones_like(base), own, candidates)}
+    probability = full.exp()
+    for level in levels:
+        if level == MAX_LEVEL:
+            continue
+        reduced, own, candidates = _log_probabilities(model, ids, level)
+        kl = (probability * (full - reduced)).sum(-1)
+        loss = -reduced.gather(1, target).squeeze(1)
+        agrees = (reduced.argmax(-1) == best).float()
+        samples[level] = Sample(loss, kl, agrees, own, candidates)
+    return samples
+
+
+def _log_probabilities(model: Any, ids: Tensor, level: int) -> tuple[Tensor, int, int]:
+    """(log-probabilities [t, V] fp32, own sub-experts, candidates) of ids [S, W + 1] at a level."""
+    inputs = ids[:, :-1]
+    stats = SelectionStats()
+    levels = torch.full((inputs.numel(),), level, dtype=torch.int32)
+    with torch.inference_mode(), batch_context(BatchContext(levels, stats)):
+        logits = model(input_ids=inputs, use_cache=False).logits
+        flat = functional.log_softmax(logits.float().flatten(0, 1), dim=-1)
+    return flat, stats.own, stats.candidates
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    """Samples of several batches as one."""
+    return Sample(
+        torch.cat([sample.loss for sample in samples]),
+        torch.cat([sample.kl for sample in samples]),
+        torch.cat([sample.agrees for sample in samples]),
+        sum(sample.own for sample in samples),
+        sum(sample.candidates for sample in samples),
+    )
+
+
+def operating_point(
+    level: int, sample: Sample, base: Sample, sub_experts: int, hidden: int, width: int
+) -> OperatingPoint:
+    """What ``sample`` says of ``level`` beside the full-level ``base``; experts [width, hidden].
+
+    Loss in percent is 100 (exp(mean difference) - 1), its error by the delta method. The active
+    share adds the sub-router (N (H + 1)) and the means read for dropped sub-experts (N H each) to
+    the parameters of an expert (3 H I).
+    """
+    own = sample.own / max(1, sample.candidates)
+    difference = (sample.loss - base.loss).double()
+    mean = float(difference.mean())
+    extra = 0.0
+    if level != MAX_LEVEL:
+        extra = sub_experts * (hidden + 1 + (1 - own) * hidden) / (3 * hidden * width)
+    agreement = float(sample.agrees.double().mean())
+    return OperatingPoint(
+        level=level,
+        own_share=own,
+        active_share=own + extra,
+        perplexity=math.exp(float(sample.loss.double().mean())),
+        quality_loss_percent=100 * math.expm1(mean),
+        quality_loss_se=100 * math.exp(mean) * _standard_error(difference),
+        kl=float(sample.kl.double().mean()),
+        kl_se=_standard_error(sample.kl.double()),
+        top1_agreement=agreement,
+        top1_se=math.sqrt(agreement * (1 - agreement) / len(sample.agrees)),
+    )
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -1,0 +1,47 @@
+"""What a refactoring is asked to do, and the constants of the method.
+
+Knows numbers only. The decision worth arguing about: method constants are not flags; a flag nobody
+can choose well is a worse default, and each constant here is part of the key that makes a re-run
+resumable.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+WINDOW: Final = 256  # tokens per calibration sequence
+CALIBRATION_TOKENS: Final = 40_960  # partition, sub-router, thresholds
+EVALUATION_TOKENS: Final = 16_384
+MIN_CALIBRATION_TOKENS: Final = 2_048
+MIN_EVALUATION_TOKENS: Final = 512
+
+SEARCH_TOKENS: Final = 1_536  # per expert, for the swap search
+SEARCH_PROPOSALS_PER_NEURON: Final = 48
+FIT_TOKENS: Final = 6_144  # per expert, for the sub-router
+COMPENSATION_TOKENS: Final = 1_536  # per expert and knot, for means and scalars
+KNOT_STRIDE: Final = 2  # every second calibration window is used for a knot
+KNOTS: Final = (90, 75, 50, 35, 25, 10)
+EVALUATION_LEVELS: Final = (100, 90, 75, 60, 50, 40, 35, 25, 15, 10)
+
+METHODS: Final = {
+    "partition": "swap search from importance order, squared output mass, half-budget objective",
+    "sub_router": "log-ridge on the slice's output norm",
+    "threshold": "per layer, per token, quantile on the reduced stream",
+    "compensation": "mean conditioned on being dropped, least-squares scalar per expert",
+}
+METHOD_VERSION: Final = 1  # part of the resume key: raise it when the numbers change
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One ``prism refactor`` command, parsed."""
+
+    source: str
+    out: Path
+    calibration: Path | None = None
+    sub_experts: int = 8
+    seed: int = 0
+    tokens: int = CALIBRATION_TOKENS
+    source_uri: str | None = None
+    termination_message: Path | None = None
+    metrics_port: int | None = None

@@ -1,0 +1,108 @@
+"""One pass per knot: the reduced stream through the model, each layer's threshold, means and
+scalars fitted on what the layers before it really hand over at that level.
+
+Knows thresholds and compensation. The decision worth arguing about: sequential fitting, so that
+errors of earlier layers are part of what later layers are fitted on and the realised own share is
+the level.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from prism.kernels import choose
+from torch import Tensor, nn
+
+from prism_refactor.batches import BatchShares, batch_shares
+from prism_refactor.compensate import compensate
+from prism_refactor.cut import Cut
+from prism_refactor.layer_experts import expert_of, routed, spread, weight
+from prism_refactor.options import COMPENSATION_TOKENS
+from prism_refactor.thresholds import log_threshold, scores
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKnot:
+    """What a knot's pass leaves of one layer."""
+
+    log_theta: Tensor  # [] float64
+    means: Tensor  # [E, N, H] fp32
+    scalars: Tensor  # [E] fp32
+    read: Tensor  # [B] float64, as in BatchShares
+    dropped: Tensor
+    computed: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As named tensors, for the partial folder."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class ReduceVisitor:
+    """Answers with the reduced output at one level; fits each layer not in ``load``."""
+
+    def __init__(
+        self,
+        level: int,
+        sequence_length: int,
+        cut: Callable[[int], Cut],
+        load: Callable[[int], LayerKnot | None],
+        save: Callable[[int, LayerKnot], None],
+    ) -> None:
+        self._level = level
+        self._sequence_length = sequence_length
+        self._cut = cut
+        self._load = load
+        self._save = save
+
+    def __call__(
+        self, layer: int, module: nn.Module, x: Tensor, index: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Threshold, compensate, and go on with what serving would hand over."""
+        cut = self._cut(layer)
+        knot = self._load(layer)
+        if knot is None:
+            knot = self._fit(module, cut, x, index, weights)
+            self._save(layer, knot)
+        return reduced_output(module, x, index, weights, cut, knot)
+
+    def _fit(
+        self, module: nn.Module, cut: Cut, x: Tensor, index: Tensor, weights: Tensor
+    ) -> LayerKnot:
+        score = scores(x, index, weights, cut.router_weight, cut.router_bias)
+        log_theta = log_threshold(score, self._level)
+        selected = score > log_theta  # [T, K, N]
+        experts, slices, hidden = cut.router_weight.shape
+        means = torch.zeros(experts, slices, hidden)
+        scalars = torch.ones(experts)
+        for number, tokens, slots in routed(index, experts):
+            sample = spread(torch.arange(len(tokens)), COMPENSATION_TOKENS)
+            tokens, slots = tokens[sample], slots[sample]
+            expert = expert_of(module, number)
+            fitted = compensate(
+                expert,
+                expert.activate(x[tokens]),
+                selected[tokens, slots],
+                weights[tokens, slots],
+            )
+            means[number] = fitted.means
+            scalars[number] = fitted.scalar
+        shares: BatchShares = batch_shares(selected, index, experts, self._sequence_length)
+        theta = torch.tensor(log_theta, dtype=torch.float64)
+        return LayerKnot(theta, means, scalars, shares.read, shares.dropped, shares.computed)
+
+
+def reduced_output(
+    module: nn.Module, x: Tensor, index: Tensor, weights: Tensor, cut: Cut, knot: LayerKnot
+) -> Tensor:
+    """sum_k g_k (scalar * kept + means of dropped) [T, H] fp32, by the kernel that serves."""
+    gate_up, down = weight(module, "gate_up_proj"), weight(module, "down_proj")
+    slices = cut.router_bias.shape[1]
+    kernel = choose(down.device, down.dtype, down.shape[1], down.shape[2] // slices)
+    packed = kernel.pack(gate_up, down, slices)
+    weights = weights.float()
+    log_theta = knot.log_theta.float().expand(len(x)).contiguous()
+    state = kernel.select(x, index, weights, cut.router_weight, cut.router_bias, log_theta)
+    out = kernel.forward(packed, x, index, weights * knot.scalars[index], state)
+    row = torch.zeros(len(x), dtype=torch.int64)
+    kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
+    return out

@@ -1,0 +1,89 @@
+"""The shell around a refactoring: signals, progress views, the termination message, the exit code.
+
+Knows processes; must not know the method. The decision worth arguing about: SIGTERM becomes an
+exception in the main thread, so a stop takes the same path as any failure, and since every stage
+file appears by rename there is nothing to clean up.
+"""
+
+import logging
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from prism.contract import ExitCode
+
+from prism_refactor import outcome
+from prism_refactor.errors import Reason, RefactorError, from_exception
+from prism_refactor.options import Options
+from prism_refactor.progress import Progress, Stage, View, log_view, metrics_view, terminal_view
+
+_log = logging.getLogger(__name__)
+
+
+def run(options: Options) -> ExitCode:
+    """Refactor, report, and say how it went."""
+    started = time.monotonic()
+    try:
+        with _interruptible(), ExitStack() as stack:
+            from prism_refactor.job import refactor
+
+            def progress_of(stages: list[Stage]) -> Progress:
+                return Progress(stages, _views(options, stack))
+
+            artifact = refactor(options, progress_of)
+    except BaseException as error:  # the shell is where every failure gets its words
+        return _failed(error, options)
+    seconds = time.monotonic() - started
+    outcome.write(outcome.success(artifact, seconds), options.termination_message)
+    _log.info("done in %.1f s: %s %s", seconds, options.out, artifact.digest)
+    return ExitCode.OK
+
+
+def _failed(error: BaseException, options: Options) -> ExitCode:
+    known = from_exception(error)
+    if known is None:
+        traceback.print_exception(error)
+        if isinstance(error, KeyboardInterrupt):
+            known = RefactorError(Reason.INTERRUPTED, "Interrupted; run again to go on.")
+        else:
+            known = RefactorError(
+                Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error} (a defect in Prism)."
+            )
+    print(f"prism refactor: {known.reason}: {known.message}", file=sys.stderr)
+    outcome.write(outcome.failure(known), options.termination_message)
+    return known.exit_code
+
+
+def _views(options: Options, stack: ExitStack) -> list[View]:
+    views: list[View] = []
+    if sys.stderr.isatty():
+        views.append(stack.enter_context(terminal_view()))
+    else:
+        views.append(log_view)
+    if options.metrics_port is not None:
+        views.append(metrics_view(options.metrics_port))
+    return views
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGINT raise RefactorError (Interrupted) while this is open."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not break the way out
+        raise RefactorError(
+            Reason.INTERRUPTED,
+            f"Stopped by {signal.Signals(number).name}; run the same command again to go on "
+            "where it stopped.",
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""The partial folder beside the result: what a killed refactoring left, and how the next one goes
+on.
+
+Knows files, a lock and a key; must not know what the files mean. Every file appears by one rename,
+so whatever a kill -9 leaves is whole or absent. The decision worth arguing about: work made from
+other inputs (source bytes, text, options, method version) is thrown away with a message, never
+mixed in.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prism_refactor.errors import Reason, RefactorError
+
+_log = logging.getLogger(__name__)
+
+
+class PartialFolder:
+    """``<DIR>.partial``: ``work/`` holds stage files, ``artifact/`` becomes DIR by one rename."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out.with_name(out.name + ".partial")
+        self.work = self.path / "work"
+        self.artifact = self.path / "artifact"
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Hold the folder for the work that ``key`` identifies; other work in it is discarded.
+
+        Raises RefactorError when another process works here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RefactorError(
+                    Reason.INTERRUPTED, f"Another refactoring is at work in {self.path}."
+                ) from error
+            self._claim(key)
+            yield
+
+    def _claim(self, key: str) -> None:
+        file = self.path / "key.json"
+        found = json.loads(file.read_text())["key"] if file.exists() else None
+        if found not in (None, key):
+            _log.info("discarding %s: it was made from other inputs or options", self.path)
+        if found != key:
+            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(self.artifact, ignore_errors=True)
+            write_atomically(file, json.dumps({"key": key}).encode())
+        self.work.mkdir(exist_ok=True)
+        self.artifact.mkdir(exist_ok=True)
+        for left in self.path.rglob("*.tmp"):
+            left.unlink()
+
+    def save(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Keep tensors as ``work/<name>.safetensors``, replacing what was there."""
+        from safetensors.torch import save
+
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        write_atomically(self.work / f"{name}.safetensors", save(contiguous))
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors kept under ``name``, or None."""
+        from safetensors.torch import load
+
+        file = self.work / f"{name}.safetensors"
+        return load(file.read_bytes()) if file.exists() else None
+
+    def discard(self, name: str) -> None:
+        """Drop what was kept under ``name``."""
+        (self.work / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Make the artifact appear at its name, then drop the work."""
+        sync_directory(self.artifact)
+        self.artifact.rename(self.out)
+        sync_directory(self.out.parent)
+        self.remove()
+
+    def remove(self) -> None:
+        """Drop everything; safe when nothing is there."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class KeptHidden:
+    """The hidden state of one pass, kept in a partial folder under ``name``."""
+
+    def __init__(self, folder: PartialFolder, name: str, layers: int) -> None:
+        self._folder = folder
+        self._name = name
+        self._layers = layers
+
+    def load(self) -> tuple[int, Tensor] | None:
+        """(MoE layers done, hidden state), or None at the start."""
+        kept = self._folder.load(self._name)
+        return None if kept is None else (int(kept["done"]), kept["hidden"])
+
+    def save(self, done: int, hidden: Tensor) -> None:
+        """Replace the kept state; after the last layer only the count is of use."""
+        state = torch.empty(0) if done == self._layers else hidden
+        self._folder.save(self._name, {"done": torch.tensor(done), "hidden": state})
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data``; ``path`` holds all of it or what it held before, power loss included."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
