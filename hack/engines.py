@@ -18,7 +18,8 @@ from hack import host
 ASK_SECONDS = 20
 CACHE = Path.home() / ".cache/prism/images"
 # A store of our own: removing it is removing a folder, and the user's images are never looked at.
-BUILDAH = ("buildah", "--root", str(CACHE / "storage"), "--runroot", "/run/prism-images")
+STORAGE, RUN = CACHE / "storage", Path("/run/prism-images")
+BUILDAH = ("buildah", "--root", str(STORAGE), "--runroot", str(RUN))
 
 
 class NoEngine(RuntimeError):
@@ -69,6 +70,15 @@ class Engine:
             self._run(*BUILDAH, "push", image, f"docker-archive:{file}:{image}")
         else:
             self._run(self.name, "save", "--output", file, image)
+
+    def layout(self, image: str, folder: Path) -> None:
+        """Writes the image into an OCI layout, of its layers those that the layout lacks.
+
+        buildah's store alone; NB: buildah itself would compress, and so write, all of them again.
+        """
+        source = f"containers-storage:[overlay@{STORAGE}+{RUN}]{image}"
+        how = ("--quiet", "--insecure-policy", "--dest-oci-accept-uncompressed-layers")
+        self._run("skopeo", "copy", *how, source, f"oci:{folder}:{image}")
 
     def remove(self, images: Sequence[str]) -> None:
         """Forgets images. Raises CalledProcessError."""

@@ -22,7 +22,11 @@ CLUSTER_TOOLS: Mapping[str, str] = {
     "/usr/lib/cni/host-local": "containernetworking-plugins",
     "/usr/lib/cni/loopback": "containernetworking-plugins",
 }
-IMAGE_TOOLS: Mapping[str, str] = {"buildah": "buildah", "debootstrap": "debootstrap"}
+IMAGE_TOOLS: Mapping[str, str] = {
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+    "skopeo": "skopeo",
+}
 
 
 class MissingPackages(RuntimeError):

@@ -1,7 +1,5 @@
 """The cluster of hack/local-cluster: one real node on this machine, for Linux and root."""
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,9 +56,7 @@ class Local:
 def _load(engine: engines.Engine, image: str) -> None:
     if engine.name == "buildah":
         LAYOUT.mkdir(parents=True, exist_ok=True)
-        target = f"oci:{LAYOUT}:{image}"
-        command = [*engines.BUILDAH, "push", "--quiet", "--disable-compression", image, target]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        engine.layout(image, LAYOUT)
         tools.local_cluster("load-image", f"{LAYOUT}:{image}")
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,11 @@
 """``python -m hack.demo``: the whole demo, told step by step."""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
+from hack.cluster import ClusterError
 from hack.demo import ask, journey, report, site
 from hack.demo.kube import KubectlFailed, TookTooLong
 from hack.demo.story import Story
@@ -28,7 +30,7 @@ def main() -> int:
     story = Story()
     try:
         run(story, options.out)
-    except (KubectlFailed, TookTooLong) as problem:
+    except (KubectlFailed, TookTooLong, ClusterError, subprocess.CalledProcessError) as problem:
         story.say(f"the demo failed: {problem}")
         return 1
     return 0
