@@ -1,4 +1,4 @@
-"""A small random OLMoE with tokenizer on disk, and an artifact made from it with random sub-routers."""
+"""A small random OLMoE on disk, and an artifact made from it with random sub-routers."""
 
 import shutil
 from collections.abc import Callable

@@ -77,7 +77,11 @@ def test_one_layer_follows_the_formula(model: Any, stock: Any, whole_artifact: P
             down = plain.down_proj[e].view(32, 4, 12)
             scalar = 1.0 if level == 100 else tensors.scalars[knot, e]
             for n in range(4):
-                part = scalar * (down[:, n] @ inner[n]) if state[t, k, n] else tensors.means[knot, e, n]
+                part = (
+                    scalar * (down[:, n] @ inner[n])
+                    if state[t, k, n]
+                    else tensors.means[knot, e, n]
+                )
                 expected += weights[t, k] * part
         assert torch.allclose(found[t], expected, atol=1e-4), f"level {level}"
 

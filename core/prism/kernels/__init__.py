@@ -37,7 +37,9 @@ def choose(
     if kernel not in ("auto", name):
         raise ValueError(f"kernel {kernel!r} cannot run {dtype} on {device}: {why}")
     shape = f"{hidden} x {width}"
-    _log.info("experts of %s in %s on %s: %s (%s)", shape, dtype, device, chosen.name, why)
+    slow = name == "reference" and kernel == "auto"
+    level = logging.WARNING if slow else logging.INFO
+    _log.log(level, "experts of %s in %s on %s: %s (%s)", shape, dtype, device, chosen.name, why)
     return chosen
 
 

@@ -113,15 +113,19 @@ def cached_library(environ: Mapping[str, str]) -> Path:
 def load() -> str:
     """Load the extension into torch.ops.prism, once; gives the reason for where it came from.
 
-    Raises BuildError. A library named in the environment must load: no silent fallback from it.
+    Raises BuildError when it cannot be built; OSError when the library that the environment names
+    does not load: whoever names one wants that one, and no fallback.
     """
     named = os.environ.get(contract.ENV_CPU_EXTENSION)
-    library = Path(named) if named else cached_library(os.environ)
+    if named:
+        torch.ops.load_library(named)  # type: ignore[no-untyped-call]
+        return f"prebuilt {named}"
+    library = cached_library(os.environ)
     try:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise BuildError(f"{library}: {error}") from error
-    return f"prebuilt {library}" if named else f"built for torch {torch.__version__}"
+    return f"built for torch {torch.__version__}"
 
 
 def main(argv: list[str]) -> int:
