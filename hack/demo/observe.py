@@ -109,7 +109,7 @@ def _table(client: httpx.Client, namespace: str, name: str) -> Json:
 def _row(client: httpx.Client, namespace: str, name: str) -> tuple[str, ...]:
     """The printed cells without the age, which always changes."""
     table = _table(client, namespace, name)
-    shown = [not c["priority"] and c["name"] != "Age" for c in table["columnDefinitions"]]
+    shown = [not c["priority"] and c["name"].upper() != "AGE" for c in table["columnDefinitions"]]
     cells = table["rows"][0]["cells"]
     return tuple(
         "" if cell is None else str(cell) for cell, show in zip(cells, shown, strict=True) if show
@@ -118,7 +118,9 @@ def _row(client: httpx.Client, namespace: str, name: str) -> tuple[str, ...]:
 
 def _names(client: httpx.Client, namespace: str, name: str) -> tuple[str, ...]:
     columns = _table(client, namespace, name)["columnDefinitions"]
-    return tuple(c["name"].upper() for c in columns if not c["priority"] and c["name"] != "Age")
+    return tuple(
+        c["name"].upper() for c in columns if not c["priority"] and c["name"].upper() != "AGE"
+    )
 
 
 def _columns(cells: tuple[str, ...]) -> str:

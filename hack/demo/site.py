@@ -91,15 +91,11 @@ def make_namespace(kube: Kube) -> None:
             f"namespace {kube.namespace} exists and was not made by the demo (no label {LABEL}); "
             "remove it or point PRISM_KUBECONTEXT at another cluster"
         )
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": kube.namespace,
-            "labels": {LABEL: "true", "pod-security.kubernetes.io/enforce": "restricted"},
-        },
-    }
-    kube.run("apply", "-f", "-", stdin=json.dumps(manifest))
+    if found is None:
+        kube.run("create", "namespace", kube.namespace)
+    # Not by `apply`: the example that names its namespace would then take the label off again.
+    restricted = "pod-security.kubernetes.io/enforce=restricted"
+    kube.run("label", "--overwrite", "namespace", kube.namespace, f"{LABEL}=true", restricted)
 
 
 def fresh_namespace(kube: Kube) -> None:
