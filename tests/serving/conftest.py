@@ -9,14 +9,23 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from prism.artifact import Calibration, Knot, LayerTensors, Manifest, Source, write_prism_folder
 from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
 from prism.experts import find_expert_modules
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import (
     AutoModelForCausalLM,
     OlmoeConfig,
@@ -144,3 +153,126 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("artifact")
     checkpoint(path, hidden=64, intermediate=64, layers=2, experts=8)
     return prism_folder(path)
+
+
+@pytest.fixture(scope="session")
+def heavy_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experts dominate: what a level saves must show in the time of a step."""
+    path = tmp_path_factory.mktemp("heavy")
+    checkpoint(path, hidden=256, intermediate=1024, layers=2, experts=8, context=512)
+    return prism_folder(path)
+
+
+class Server:
+    """`prism serve` as a child process."""
+
+    def __init__(self, artifact: Path, log: Path, *flags: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.log = log
+        self.url = f"http://127.0.0.1:{self.port}"
+        program = "import sys; from prism_serving.app import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", program, str(artifact), "--port", str(self.port)]
+        defaults = ["--model-name", "m", "--dtype", "float32", "--measure-seconds", "0.5"]
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*command, *defaults, *flags], stdout=out, stderr=subprocess.STDOUT
+            )
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples of a series with these labels."""
+        total, found = 0.0, False
+        for family in text_string_to_metric_families(self.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    total, found = total + sample.value, True
+        assert found, f"no {name} {labels}"
+        return total
+
+    def admin(self) -> tuple[str, str]:
+        """(url, token) of the admin port."""
+        line = re.search(r"admin: (\S+)/admin/level, bearer token in (\S+)", self.log.read_text())
+        assert line, self.log.read_text()
+        return line[1], Path(line[2]).read_text()
+
+    def engine_pid(self) -> int:
+        """Process id of the engine that is connected now."""
+        return int(re.findall(r"engine connected pid=(\d+)", self.log.read_text())[-1])
+
+    def wait_ready(self, timeout_s: float = 90) -> None:
+        """Until an engine takes requests (readyz alone also says yes in the grace period)."""
+        wait_for(lambda: self.is_serving(), timeout_s, lambda: self.log.read_text())
+
+    def is_serving(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"ended with {self.process.returncode}: {self.log.read_text()}")
+        try:
+            return self.metric("prism:engine_up") == 1
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def wait_for(
+    condition: Callable[[], bool], timeout_s: float = 20, what: Callable[[], str] = lambda: ""
+) -> None:
+    """Until `condition` holds; fails with `what()` after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, what() or condition
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def wait() -> Callable[..., None]:
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start servers; all are ended with the session."""
+    started: list[Server] = []
+
+    def start(artifact: Path, *flags: str) -> Server:
+        log = tmp_path_factory.mktemp("server") / "log"
+        started.append(Server(artifact, log, *flags))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server], artifact: Path) -> Server:
+    """One running server for all tests that leave it as they found it."""
+    one = start_server(
+        artifact,
+        "--min-level",
+        "25",
+        "--max-waiting",
+        "8",
+        "--max-body-bytes",
+        "20000",
+        "--ttft-ms",
+        "5000",
+        "--itl-ms",
+        "5000",
+        "--kv-tokens",
+        "2048",
+        "--batch-tokens",
+        "64",
+    )
+    one.wait_ready()
+    return one

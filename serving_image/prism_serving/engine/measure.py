@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean, linear_regression
 from typing import Final
 
 from prism.contract import MAX_LEVEL, PREFILL_LEVELS
@@ -25,7 +26,7 @@ from prism_serving.protocol import Sampling
 
 ROWS: Final = (1, 4, 16, 64, 256, 512)
 _DECODE_SEQUENCES: Final = 8
-_REPEATS: Final = 5
+_REPEATS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,15 @@ def measure(m: Measuring) -> CostModel:
     sizes = _sizes(m)
     per_pair_s, per_key_s = _context_costs(m)
     best = _best_s(m, sizes, _repeats(m, sizes[-1]))
-    curves = {}
-    for level in PREFILL_LEVELS:
-        rows_s = [max(best[level, n] - per_pair_s * pairs_of(n, 0), 1e-6) for n in sizes]
-        curves[level] = Curve(sizes, tuple(rows_s))
+    curves = {
+        level: Curve(
+            sizes,
+            tuple(
+                max(_smooth_s(best, level, n) - per_pair_s * pairs_of(n, 0), 1e-6) for n in sizes
+            ),
+        )
+        for level in PREFILL_LEVELS
+    }
     return CostModel(
         curves, _sequence_cost_s(m, curves[MAX_LEVEL], per_key_s), per_pair_s, per_key_s
     )
@@ -88,6 +94,20 @@ def _best_s(m: Measuring, sizes: tuple[int, ...], repeats: int) -> dict[tuple[in
                 seconds = m.time_s([(0, 0, n)], level, 1)
                 best[level, n] = min(best.get((level, n), seconds), seconds)
     return best
+
+
+def _smooth_s(best: dict[tuple[int, int], float], level: int, rows: int) -> float:
+    """Seconds of a step, the levels below 100 drawn onto one line in the level (least squares).
+
+    What a level saves is proportional to the sub-experts it drops, so three noisy points make one
+    good line; 100 runs no selection and stands for itself.
+    """
+    if level == MAX_LEVEL:
+        return best[level, rows]
+    levels = [x for x in PREFILL_LEVELS if x < MAX_LEVEL]
+    slope, at_zero = linear_regression(levels, [best[x, rows] for x in levels])
+    mean = at_zero + slope * fmean(levels)
+    return mean + max(slope, 0.0) * (level - fmean(levels))
 
 
 def _sizes(m: Measuring) -> tuple[int, ...]:

@@ -106,7 +106,8 @@ class EngineClient:
                 tasks.create_task(self._beat())
         finally:
             self._socket.disable_monitor()
-            self._socket.close()
+            monitor.close(linger=0)  # the context waits for every socket
+            self._socket.close(linger=0)
             context.term()
 
     def submit(self, request: protocol.Submit, sink: Sink) -> None:
@@ -141,12 +142,15 @@ class EngineClient:
     def _send(self, message: protocol.ToEngine) -> bool:
         if self._socket is None:
             return False
-        try:
-            # The blocking base class: with NOBLOCK it never waits, and order is kept.
-            zmq.Socket.send(self._socket, protocol.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
+        # With NOBLOCK the future is done on return. NB: not the plain base class's send: libzmq
+        # signals by edges, and a bare send would swallow the one a receive waits for.
+        sent = self._socket.send(protocol.encode(message), zmq.NOBLOCK)
+        failure = sent.exception()
+        if failure is None:
+            return True
+        if isinstance(failure, zmq.Again):
             return False
-        return True
+        raise failure
 
     async def _watch(self, monitor: Any) -> None:
         while True:

@@ -14,7 +14,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from prism.contract import PREFILL_LEVELS, Metric
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from prism_serving.control import Bounds, Slo
 from prism_serving.protocol import Stats
@@ -137,6 +144,9 @@ def with_target(buckets: Iterable[float], target_s: float | None) -> tuple[float
     """Buckets plus finer ones around a target."""
     extra = [] if target_s is None else [round(target_s * x, 6) for x in _AROUND_TARGET]
     return tuple(sorted({*buckets, *extra}))
+
+
+disable_created_metrics()  # a second series per counter that nobody asks for
 
 
 class Metrics:
