@@ -61,7 +61,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
 def register(registry: kopf.OperatorRegistry, config: Config, health: bool = True) -> None:
     """Put all handlers into the registry; tests use one of their own."""
 
-    @kopf.on.startup(registry=registry)
+    @kopf.on.startup(errors=kopf.ErrorsMode.PERMANENT, registry=registry)
     async def startup(
         settings: kopf.OperatorSettings, memo: kopf.Memo, logger: Any, **_: Any
     ) -> None:

@@ -88,7 +88,9 @@ class Kube:
         if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
             config.load_incluster_config(client_configuration=configuration)
         else:
-            await config.load_kube_config(client_configuration=configuration)
+            # NB: the library reads KUBECONFIG at import time; here it is read when it is needed.
+            file = os.environ.get("KUBECONFIG") or None
+            await config.load_kube_config(file, client_configuration=configuration)
         return cls(client.ApiClient(configuration), asyncio.Semaphore(MAX_PARALLEL), {})
 
     async def close(self) -> None:
