@@ -31,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="to calibrate on (default: %(default)s)",
     )
     parser.add_argument("--source-uri", metavar="URI", help="recorded instead of SRC's path")
+    parser.add_argument(
+        "--source-wait",
+        type=_natural,
+        default=0,
+        metavar="SECONDS",
+        dest="source_wait_s",
+        help="wait this long for a directory SRC that another program puts in place",
+    )
     parser.add_argument("--termination-message", type=Path, metavar="FILE")
     parser.add_argument("--metrics-port", type=_natural, metavar="PORT")
 
@@ -67,5 +75,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 _OPTION_NAMES = (
     *("source", "out", "calibration", "sub_experts", "seed", "tokens"),
-    *("source_uri", "termination_message", "metrics_port"),
+    *("source_uri", "source_wait_s", "termination_message", "metrics_port"),
 )

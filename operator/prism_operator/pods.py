@@ -14,6 +14,7 @@ from prism_operator import names
 from prism_operator.api import Json, Model, parse_location
 
 USER: Final = 65532
+SOURCE_WAIT_S: Final = 60  # a Job that fills the claim may have been applied in the same breath
 KILL_AFTER_DRAIN_S: Final = 20  # time to leave, after the drain
 
 
@@ -71,6 +72,8 @@ def _job_container(model: Model, context: Context, artifact: str) -> Json:
     args += ["--metrics-port", str(contract.JOB_METRICS_PORT)]
     hub = "/".join(p for p in (contract.CACHE_DIR, cache.sub_path.strip("/"), "hub") if p)
     env: list[Json] = [*_home(), {"name": "HF_HOME", "value": hub}]
+    if model.source.location:
+        args += ["--source-wait", str(SOURCE_WAIT_S)]
     if model.source.secret_name:
         key = {"name": model.source.secret_name, "key": model.source.secret_key}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})

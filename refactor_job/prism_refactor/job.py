@@ -79,7 +79,7 @@ def refactor(options: Options, progress_of: Stages) -> Artifact:
     Raises RefactorError; OSError and MemoryError pass through (see errors.from_exception).
     """
     torch.manual_seed(options.seed)
-    checkpoint = open_source(options.source, options.source_uri)
+    checkpoint = open_source(options.source, options.source_uri, options.source_wait_s)
     corpus = text.read_corpus(options.calibration)
     files = checkpoint.digests()
     folder = PartialFolder(options.out)
@@ -140,10 +140,15 @@ def _confirm(
 
 
 def _require_parent(options: Options) -> None:
-    if not options.out.parent.is_dir():
+    """Makes the folder that the result goes into, where it is missing."""
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise RefactorError(
-            Reason.BAD_INPUT, f"{options.out.parent}, where the result should go, is no directory."
-        )
+            Reason.BAD_INPUT,
+            f"{options.out.parent}, where the result should go, is no directory and cannot be "
+            f"made one ({error.strerror}).",
+        ) from error
 
 
 def _key(options: Options, files: dict[str, str], calibration: str) -> str:

@@ -43,5 +43,6 @@ class Options:
     seed: int = 0
     tokens: int = CALIBRATION_TOKENS
     source_uri: str | None = None
+    source_wait_s: int = 0  # for a directory that another Job is about to put there
     termination_message: Path | None = None
     metrics_port: int | None = None

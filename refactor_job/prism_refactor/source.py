@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from prism.checkpoint import INDEX_FILE, CheckpointError, TensorEntry, open_chec
 from prism_refactor.errors import Reason, RefactorError
 
 _log = logging.getLogger(__name__)
+_LOOK_EVERY_S: Final = 0.5
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _WEIGHT_SUFFIXES: Final = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".tmp"),
@@ -69,8 +71,13 @@ class Checkpoint:
         return found
 
 
-def open_source(source: str, uri: str | None = None) -> Checkpoint:
-    """Resolve and check; raises RefactorError with the reason and what to do."""
+def open_source(source: str, uri: str | None = None, wait_s: int = 0) -> Checkpoint:
+    """Resolve and check; raises RefactorError with the reason and what to do.
+
+    A directory may be put in place by another Job that was applied together with this one, so it is
+    waited for, up to ``wait_s`` seconds.
+    """
+    _await_directory(source, wait_s)
     path, revision, found_uri = _locate(source)
     config = _read_config(path)
     layers = _require_supported(config)
@@ -95,6 +102,15 @@ def open_source(source: str, uri: str | None = None) -> Checkpoint:
     }
     files = tuple(sorted(shards | others | ({INDEX_FILE} if len(shards) > 1 else set())))
     return Checkpoint(path, uri or found_uri, revision, config, tuple(layers), entries, files)
+
+
+def _await_directory(source: str, wait_s: int) -> None:
+    end = time.monotonic() + wait_s
+    if not source.startswith("/") or Path(source).is_dir() or not wait_s:
+        return
+    _log.info("waiting up to %d s for %s", wait_s, source)
+    while not Path(source).is_dir() and time.monotonic() < end:
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _locate(source: str) -> tuple[Path, str | None, str]:
