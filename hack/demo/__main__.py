@@ -8,8 +8,16 @@ from pathlib import Path
 from hack.cluster import ClusterError
 from hack.demo import ask, journey, report, site
 from hack.demo.kube import KubectlFailed, TookTooLong
+from hack.demo.observe import ModelFailed
 from hack.demo.story import Story
 
+FAILURES = (
+    KubectlFailed,
+    TookTooLong,
+    ModelFailed,
+    ClusterError,
+    subprocess.CalledProcessError,
+)
 NEXT = """
 What to try next ({where}):
   kubectl get pm -n {namespace} -w                    # the row while load moves
@@ -30,7 +38,7 @@ def main() -> int:
     story = Story()
     try:
         run(story, options.out)
-    except (KubectlFailed, TookTooLong, ClusterError, subprocess.CalledProcessError) as problem:
+    except FAILURES as problem:
         story.say(f"the demo failed: {problem}")
         return 1
     return 0

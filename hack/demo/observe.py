@@ -16,6 +16,11 @@ from prism import contract
 
 from hack.demo.kube import Json, TookTooLong, api_client, async_api_client, models_path
 
+
+class ModelFailed(RuntimeError):
+    """The PrismModel's phase is Failed; the message holds its conditions."""
+
+
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 SAMPLE_S = 1.0
 
@@ -75,7 +80,7 @@ def follow_phases(
 ) -> list[Phase]:
     """Prints the row whenever it changes, until ``done`` holds for the object.
 
-    Raises TookTooLong with the conditions, so that the reader sees why.
+    Raises ModelFailed or TookTooLong, with the conditions that say why.
     """
     seen: list[Phase] = []
     begin = time.monotonic()
@@ -91,12 +96,20 @@ def follow_phases(
                 seen.append(Phase(time.monotonic() - begin, phase, row))
             if done(document):
                 return seen
+            if seen[-1].phase == "Failed":
+                raise ModelFailed(f"{name} failed: {_reasons(document)}")
             if time.monotonic() - begin > timeout_s:
                 raise TookTooLong(
-                    f"{name} is not there after {timeout_s:.0f} s; its conditions: "
-                    + json.dumps(document.get("status", {}).get("conditions"), indent=1)
+                    f"{name} is not there after {timeout_s:.0f} s: {_reasons(document)}"
                 )
             time.sleep(0.5)
+
+
+def _reasons(document: Json) -> str:
+    """The conditions that say what is wrong."""
+    found = document.get("status", {}).get("conditions", [])
+    wrong = (c for c in found if c["status"] != "True" and c["type"] != "Degraded")
+    return "; ".join(f"{c['type']} {c['reason']}: {c['message']}" for c in wrong) or "no condition"
 
 
 def _table(client: httpx.Client, namespace: str, name: str) -> Json:
