@@ -75,12 +75,14 @@ class BatchContext:
     levels: Tensor | None = None
     stats: SelectionStats | None = None
     full: bool = field(init=False)  # every token at 100; known once, not once per layer
+    rows: Tensor | None = field(init=False)  # int64 [T]: the levels as row numbers of the tables
 
     def __post_init__(self) -> None:
         lowest = MAX_LEVEL if self.levels is None else int(self.levels.min().item())
         if lowest < MIN_LEVEL or (self.levels is not None and int(self.levels.max()) > MAX_LEVEL):
             raise ValueError(f"a level of the batch is outside {MIN_LEVEL}-{MAX_LEVEL}")
         object.__setattr__(self, "full", lowest == MAX_LEVEL)
+        object.__setattr__(self, "rows", None if self.levels is None else self.levels.long())
 
     @classmethod
     def of(
@@ -109,7 +111,7 @@ def batch_context(context: BatchContext) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class LayerData:
-    """One experts module as we run it. Tables have one row per level 0–100 or per knot and full."""
+    """One experts module as we run it. Tables have one row for each level 0–100."""
 
     layer: int
     kernel: Kernel
@@ -118,8 +120,8 @@ class LayerData:
     router_bias: Tensor  # [E, N] fp32
     means: Tensor  # [n_knots, E, N, H] fp32
     log_theta: Tensor  # [101] fp32; minus infinity at 100
-    knot: Tensor  # [101] int64; n_knots at 100
-    scalars: Tensor  # [n_knots + 1, E] fp32; ones in the last row
+    knot: Tensor  # [101] int64: whose means serve a level; at 100 nothing is dropped, so any
+    scalars: Tensor  # [101, E + 1] fp32; ones at 100 and for the sentinel expert E
 
 
 def attach(model: nn.Module, artifact: Artifact, *, kernel: str = "auto") -> None:
@@ -169,8 +171,9 @@ def _tables(
     theta = [
         level_rules.log_theta_at(knots, max(i, MIN_LEVEL))[index] for i in range(MAX_LEVEL + 1)
     ]
-    knot = [level_rules.nearest_knot(knots, i) for i in range(MAX_LEVEL)] + [len(knots)]
-    ones = torch.ones(1, tensors.scalars.shape[1])
+    knot = torch.tensor([level_rules.nearest_knot(knots, i) for i in range(MAX_LEVEL + 1)])
+    scalars = torch.ones(MAX_LEVEL + 1, tensors.scalars.shape[1] + 1)
+    scalars[:MAX_LEVEL, :-1] = tensors.scalars[knot[:MAX_LEVEL]]
     return LayerData(
         layer=index,
         kernel=kernel,
@@ -179,8 +182,8 @@ def _tables(
         router_bias=tensors.router_bias.to(device),
         means=tensors.means.to(device),
         log_theta=torch.tensor(theta, dtype=torch.float32, device=device),
-        knot=torch.tensor(knot, device=device),
-        scalars=torch.cat([tensors.scalars, ones]).to(device),
+        knot=knot.to(device),
+        scalars=scalars.to(device),
     )
 
 
@@ -205,19 +208,17 @@ def _reduced(
     data: LayerData, context: BatchContext, x: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
     """fp32 [T, H] of a batch in which at least one token is below level 100."""
-    assert context.levels is not None  # a context without levels is full
-    if context.levels.shape[0] != x.shape[0]:
-        raise ValueError(f"{context.levels.shape[0]} levels for a batch of {x.shape[0]} tokens")
-    level = context.levels.long()
-    theta, knot = data.log_theta[level], data.knot[level]
+    rows = context.rows
+    assert rows is not None  # a context without levels is full
+    if rows.shape[0] != x.shape[0]:
+        raise ValueError(f"{rows.shape[0]} levels for a batch of {x.shape[0]} tokens")
+    # index_select and gather, not indexing: at decode sizes the cost is that of calling torch.
+    theta, knot = data.log_theta.index_select(0, rows), data.knot.index_select(0, rows)
     state = data.kernel.select(x, index, weights, data.router_weight, data.router_bias, theta)
     _count(context, data, state, weights)
-    here = index.clamp(max=data.packed.experts - 1)
-    scaled = weights * data.scalars[knot.unsqueeze(-1), here]
+    scaled = weights * data.scalars.index_select(0, rows).gather(1, index)
     out = data.kernel.forward(data.packed, x, index, scaled, state)
-    # Tokens at level 100 dropped nothing, so the knot they are given here adds nothing.
-    last = data.means.shape[0] - 1
-    data.kernel.compensate(out, index, weights, state, data.means, knot.clamp(max=last))
+    data.kernel.compensate(out, index, weights, state, data.means, knot)
     return out
 
 
