@@ -1,9 +1,11 @@
-"""Steps with their elapsed time, on stderr: stdout belongs to the result."""
+"""Steps with their elapsed time, on stderr (stdout belongs to the result), and one at a time."""
 
+import fcntl
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def say(text: str) -> None:
@@ -21,3 +23,16 @@ def step(what: str) -> Iterator[None]:
         end = "done"
     finally:
         say(f"   {what}: {end} after {time.monotonic() - begin:.1f} s")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; says so when it has to wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process holds {path}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

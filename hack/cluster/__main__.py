@@ -6,11 +6,9 @@ import subprocess
 import sys
 
 from hack import engines
-from hack.cluster import Cluster, ClusterError, choose
+from hack.cluster import Cluster, ClusterError, choose, leftovers
 from hack.host import MissingPackages
-from hack.progress import say, step
-
-IMAGE_PREFIX = "localhost/prism-"
+from hack.progress import say
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -22,6 +20,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     load.add_argument("images", nargs="+", metavar="IMAGE")
     down = commands.add_parser("down", help="end what we started")
     down.add_argument("--purge", action="store_true", help="forget its state and our images too")
+    down.add_argument("--caches", action="store_true", help="with --purge: build caches as well")
     return parser.parse_args(words)
 
 
@@ -38,19 +37,8 @@ def run(given: argparse.Namespace, cluster: Cluster) -> None:
         case "down":
             cluster.down(given.purge)
             if given.purge:
-                _remove_images()
-
-
-def _remove_images() -> None:
-    """Removes the images of ours that an engine of this machine holds; caches stay."""
-    try:
-        engine = engines.choose(install=False)
-    except engines.NoEngine:
-        return
-    ours = [image for image in engine.images() if image.startswith(IMAGE_PREFIX)]
-    if ours:
-        with step(f"remove {len(ours)} images from {engine.name}"):
-            engine.remove(ours)
+                leftovers.remove_images()
+                leftovers.remove_or_name_caches(given.caches)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""`python3 -m hack.images [NAME...]`: see hack/README.md. The references go to stdout as JSON."""
+"""`python3 -m hack.images build [NAME...]`: hack/README.md. References go to stdout as JSON."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -13,12 +14,13 @@ from hack.progress import step
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hack.images", description="Build Prism's images.")
+    parser.add_argument("command", choices=["build"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMAGES)}; all")
     parser.add_argument("--registry", default="localhost", help="prefix of the image names")
     parser.add_argument("--tag", help="default: a digest of each image's sources")
     parser.add_argument("--push", action="store_true", help="send them to the registry")
     parser.add_argument("--base", help="an image with Python 3.11+ and pip to build on")
-    parser.add_argument("--torch-index", help="an index that has the torch to install")
+    parser.add_argument("--torch-index", default=os.environ.get("PRISM_TORCH_INDEX"))
     given = parser.parse_args(words)
     unknown = sorted(set(given.names) - set(IMAGES))
     if unknown:

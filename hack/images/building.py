@@ -1,8 +1,9 @@
 """Building the images with the engine that answers.
 
-Where it is Docker or Podman, the Dockerfiles do all of it from a public base. Where it is buildah
-on this machine alone, base, compiler and packages are made here first (`local_base`) and handed to
-the same Dockerfiles as arguments, so that a change of code builds the last small layers alone.
+The Dockerfiles do all of it from a public base. Where buildah builds for this machine alone
+(registry localhost, no base named), base, compiler and packages are made here first (`local_base`)
+and handed to the same Dockerfiles as arguments: no registry is needed, and a change of code builds
+the last small layers alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,10 +14,10 @@ from hack.images import local_base, pip_settings
 from hack.images.closure import ROOT
 from hack.images.definitions import IMAGES, Image, digest
 from hack.images.site_packages import OPERATOR_EXTRAS, TORCH_EXTRAS
-from hack.progress import say, step
+from hack.progress import locked, say, step
 
 EXTRAS = {"torch": TORCH_EXTRAS, "operator": OPERATOR_EXTRAS}
-PUBLIC_PROMETHEUS = "docker.io/prom/prometheus:v3.5.0"
+PUBLIC_PROMETHEUS = "prom/prometheus:v3.5.0"
 
 
 def build(
@@ -33,30 +34,32 @@ def build(
 
     registry: prefix of the references. tag: a digest of the sources if None; with a digest an image
     that the engine holds is not built again. base: an image with Python and pip instead of the
-    Dockerfiles' own (with buildah: instead of the base made here). torch_index: an index beside
+    Dockerfiles' own. torch_index: an index beside
     pip's own that has the torch to install; CPU-only and CUDA images differ by it alone.
     Raises KeyError (unknown name), NoEngine, MissingPackages, CalledProcessError.
     """
     wanted = [IMAGES[name] for name in (names or IMAGES)]
     engine = engine or engines.choose()
-    say(f"images: {engine.name}, because {engine.reason}")
-    made_here = engine.name == "buildah" and base is None and torch_index is None
+    made_here = (engine.name, registry, base, torch_index) == ("buildah", "localhost", None, None)
+    origin = "slim CPU images from a base made here" if made_here else "from the public base"
+    say(f"images: {engine.name}, because {engine.reason}; {origin}")
     references = {}
-    for image in wanted:
-        if image.name == "prometheus" and not made_here:
-            references[image.name] = PUBLIC_PROMETHEUS
-            continue
-        arguments = _local(image) if made_here else _public(image, base, torch_index)
-        context = local_base.prometheus() if image.name == "prometheus" else ROOT
-        name = image.reference(registry, tag or digest(image, context, arguments))
-        if tag or not engine.has(name):
-            with step(f"build {name}"), pip_settings.of_this_machine() as secrets:
-                mounted: Mapping[str, Path] = {} if made_here else secrets
-                engine.build(ROOT / image.dockerfile, context, name, arguments, mounted)
-        if push:
-            with step(f"push {name}"):
-                engine.push(name)
-        references[image.name] = name
+    with locked(engines.CACHE / "lock"), pip_settings.of_this_machine() as secrets:
+        for image in wanted:
+            if image.name == "prometheus" and not made_here:
+                references[image.name] = PUBLIC_PROMETHEUS
+                continue
+            arguments = _local(image) if made_here else _public(image, base, torch_index)
+            context = local_base.prometheus() if image.name == "prometheus" else ROOT
+            name = image.reference(registry, tag or digest(image, context, arguments))
+            if tag or not engine.has(name):
+                with step(f"build {name}"):
+                    given: Mapping[str, Path] = {} if made_here else secrets
+                    engine.build(ROOT / image.dockerfile, context, name, arguments, given)
+            if push:
+                with step(f"push {name}"):
+                    engine.push(name)
+            references[image.name] = name
     return references
 
 

@@ -1,5 +1,5 @@
 # Carries examples/tiny-moe; its Job copies the model into the claim that `uri: pvc://...` names.
-ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE}
 COPY hack/images/copy_model.py /copy_model.py

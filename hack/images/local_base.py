@@ -2,8 +2,7 @@
 
 Three of them, each named by a digest of what makes it and made once: the base (Debian and its
 Python), the builder (base + compiler + torch's headers) and the packages (base + the installed
-packages, torch slimmed). Host addresses stay out: a mirror of the host serves debootstrap and the
-builder, and the base's own list of sources is the public one.
+packages, torch slimmed). Addresses of this machine stay out: the base has no list of sources.
 """
 
 import hashlib
@@ -21,10 +20,12 @@ from hack.images.closure import ROOT, closure
 from hack.progress import say, step
 
 SUITE = "bookworm"
-PUBLIC_MIRROR = "http://deb.debian.org/debian"
+RECIPE = "2"  # raised when the steps below make something else from the same inputs
 PACKAGES = ("python3", "python-is-python3", "libgomp1", "ca-certificates")
-COMPILER = ("g++", "libpython3-dev", "ninja-build")
+COMPILER = ("g++",)
 SITE = "/opt/prism/site-packages"
+HEADERS = ("/opt/torch-include", "/opt/torch-include/torch/csrc/api/include")
+SOURCES = CACHE / "sources.list"  # debootstrap's own, for the builder
 SLIM = ROOT / "hack/images/slim_torch.py"
 TRIMMED = (
     "var/cache/apt/archives/*.deb",
@@ -42,34 +43,31 @@ def base() -> str:
     """Debian with Python, and nothing that builds. 80 s when it has to be made."""
     name = _name("base", SUITE, *PACKAGES, *TRIMMED)
     if not _exists(name):
-        mirror = _host_mirror()
-        with step(f"debootstrap {SUITE} from {mirror}"), _container("scratch", name) as root:
+        with step(f"debootstrap {SUITE}"), _container("scratch", name) as root:
             command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-            _quietly([*command, SUITE, str(root), mirror], CACHE / "debootstrap.log")
-            (root / "etc/apt/sources.list").write_text(f"deb {PUBLIC_MIRROR} {SUITE} main\n")
+            _quietly([*command, SUITE, str(root), *_host_mirror()], CACHE / "debootstrap.log")
+            shutil.move(root / "etc/apt/sources.list", SOURCES)
             _trim(root)
     return name
 
 
 def builder() -> str:
     """The base with a compiler and the headers of this torch: for building, never shipped."""
-    mirror, torch = _host_mirror(), _torch_folder()
     parent = base()
-    name = _name("builder", parent, mirror, *COMPILER, _torch_version())
+    torch = closure(("serving",))["torch"]
+    name = _name("builder", parent, *COMPILER, torch.version)
     if not _exists(name):
         with step("add a compiler to the base"), _container(parent, name) as root:
-            (root / "etc/apt/sources.list").write_text(f"deb {mirror} {SUITE} main\n")
+            shutil.copy(SOURCES, root / "etc/apt/sources.list")
             shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-            for words in (
-                ("update", "-q"),
-                ("install", "-qy", "--no-install-recommends", *COMPILER),
-            ):
-                command = ["chroot", str(root), "apt-get", *words]
-                _quietly(command, CACHE / "compiler.log")
+            install = ("install", "-qy", "--no-install-recommends", *COMPILER)
+            for words in (("update", "-q"), install):
+                _quietly(["chroot", str(root), "apt-get", *words], CACHE / "compiler.log")
             _trim(root)
             # The slimmed packages have no headers; the compiler finds these by CPATH.
-            shutil.copytree(torch / "include", root / "opt/torch-include")
-        _configure(name, "--env", f"CPATH={':'.join(_include_paths())}")
+            headers = Path(str(torch.locate_file("torch/include")))
+            shutil.copytree(headers, root / HEADERS[0].lstrip("/"))
+        _configure(name, "--env", f"CPATH={':'.join(HEADERS)}")
     return name
 
 
@@ -84,7 +82,7 @@ def packages(extras: tuple[str, ...]) -> str:
         builder()
         site = CACHE / f"site-{'-'.join(extras)}"
         site_packages.make(extras, site)
-        if slim:
+        if slim:  # before the bytecode: triton and the tests of torch go
             with step("slim torch"):
                 _in_builder(site, "python3", "/slim_torch.py", SITE)
         with step("compile bytecode"):
@@ -125,34 +123,22 @@ def _download_package(package: str, folder: Path) -> None:
 
 
 def _name(kind: str, *recipe: str) -> str:
-    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\0".join((RECIPE, *recipe)).encode()).hexdigest()[:12]
     return f"localhost/prism-{kind}:{digest}"
 
 
-def _host_mirror() -> str:
-    """Where the host's apt gets this suite from; the public mirror on another distribution."""
+def _host_mirror() -> list[str]:
+    """Where the host's apt gets this suite from; nothing (debootstrap's own choice) elsewhere."""
     if not shutil.which("apt-get"):
-        return PUBLIC_MIRROR
+        return []
     form = "$(CODENAME) $(COMPONENT) $(REPO_URI)"
     question = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
     answer = subprocess.run(question, capture_output=True, text=True).stdout
     for line in answer.splitlines():
         codename, component, address = line.split(" ", 2)
         if (codename, component) == (SUITE, "main"):
-            return address.rstrip("/")
-    return PUBLIC_MIRROR
-
-
-def _torch_folder() -> Path:
-    return Path(str(closure(("serving",))["torch"].locate_file("torch")))
-
-
-def _torch_version() -> str:
-    return closure(("serving",))["torch"].version
-
-
-def _include_paths() -> tuple[str, str]:
-    return ("/opt/torch-include", "/opt/torch-include/torch/csrc/api/include")
+            return [address.rstrip("/")]
+    return []
 
 
 def _exists(image: str) -> bool:

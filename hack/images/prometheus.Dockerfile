@@ -1,5 +1,5 @@
 # Prometheus for the demo on a machine without a registry: Debian's binary, on the demo's base.
-ARG BASE=docker.io/library/debian:bookworm-slim
+ARG BASE=debian:bookworm-slim
 
 FROM ${BASE}
 COPY prometheus /usr/local/bin/prometheus

@@ -5,18 +5,15 @@ CPU), every other one links to the result. Go's own choice of toolchain is left 
 too old: then a Go that can fetch a newer one (1.21 and later) is asked to, an older one is refused.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from hack.progress import locked, say
 from node.archive import pack
 from node.settings import BIN, PAUSE, PROGRAMS, SOURCES, STATE
 from node.shell import output
@@ -42,8 +39,7 @@ def ensure() -> Path:
     """Builds the programs unless these sources were built before; points STATE/bin at them."""
     folder = PROGRAMS / digest()
     STATE.mkdir(parents=True, exist_ok=True)
-    PROGRAMS.mkdir(parents=True, exist_ok=True)
-    with lock(PROGRAMS / "lock"):
+    with locked(PROGRAMS / "lock"):
         if not (folder / "built").exists():
             _build(folder)
         if BIN.resolve() != folder.resolve():
@@ -54,23 +50,13 @@ def ensure() -> Path:
     return BIN
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """One process at a time; says so when it has to wait."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"local-cluster: another process holds {path}; waiting", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build(folder: Path) -> None:
     environment = {**os.environ, "CGO_ENABLED": "0", **toolchain()}
     begin = time.monotonic()
-    print("local-cluster: building Kubernetes, etcd, CoreDNS and helm: about 12 minutes of CPU,"
-          " once for these sources", file=sys.stderr, flush=True)  # fmt: skip
+    say(
+        "local-cluster: building Kubernetes, etcd, CoreDNS and helm: about 12 minutes of CPU,"
+        " once for these sources"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     flags = _linker_flags()
     for name, package in PACKAGES.items():
@@ -81,7 +67,7 @@ def _build(folder: Path) -> None:
             )
         except subprocess.CalledProcessError as error:
             raise CannotBuild(f"go could not build {name} (its message is above)") from error
-        print(f"local-cluster: {name} after {time.monotonic() - begin:.0f} s", file=sys.stderr)
+        say(f"local-cluster: {name} after {time.monotonic() - begin:.0f} s")
     for name in LINKS:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to("kube")
@@ -118,5 +104,5 @@ def toolchain(sources: Path = SOURCES) -> dict[str, str]:
     if version < FETCHES_TOOLCHAINS:
         raise CannotBuild(f"Go {text} or later is needed, {shutil.which('go')} is {answer[:1]}")
     wanted = f"go{text}.0+auto"
-    print(f"local-cluster: {answer[0]} is older than {text}: GOTOOLCHAIN={wanted}", file=sys.stderr)
+    say(f"local-cluster: {answer[0]} is older than {text}: GOTOOLCHAIN={wanted}")
     return {"GOTOOLCHAIN": wanted}
