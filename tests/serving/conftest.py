@@ -48,7 +48,14 @@ def _tokenizer() -> Any:
 
 
 def checkpoint(
-    path: Path, *, hidden: int, intermediate: int, layers: int, experts: int, context: int = 256
+    path: Path,
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    experts: int,
+    context: int = 256,
+    top_k: int = 2,
 ) -> Path:
     """A random OLMoE checkpoint with a byte-level tokenizer."""
     torch.manual_seed(0)
@@ -61,7 +68,7 @@ def checkpoint(
         num_attention_heads=4,
         num_key_value_heads=2,
         num_experts=experts,
-        num_experts_per_tok=2,
+        num_experts_per_tok=top_k,
         max_position_embeddings=context,
         pad_token_id=0,
         bos_token_id=0,
@@ -159,7 +166,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def heavy_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Experts dominate: what a level saves must show in the time of a step."""
     path = tmp_path_factory.mktemp("heavy")
-    checkpoint(path, hidden=256, intermediate=1024, layers=2, experts=8, context=512)
+    checkpoint(path, hidden=256, intermediate=1024, layers=2, experts=8, context=512, top_k=4)
     return prism_folder(path)
 
 

@@ -20,7 +20,7 @@ def test_text_that_only_looked_like_a_stop_is_sent():
     assert finder.feed("E") == "" and finder.flush() == "E"
 
 
-def test_the_earliest_of_several_stops_wins():
+def test_the_stop_that_is_complete_first_wins():
     finder = StopFinder(["bb", "a"])
     assert finder.feed("xxbba") == "xx"
 
@@ -36,9 +36,9 @@ def test_pieces_give_what_the_whole_text_gives(whole, sizes, stops):
         out += finder.feed(whole[at : at + size])
         at += size
     out += finder.flush()
-    ends = [whole.find(s) for s in stops if s in whole]
-    assert out == (whole[: min(ends)] if ends else whole)
-    assert finder.found == bool(ends)
+    found = [(whole.find(s) + len(s), whole.find(s)) for s in stops if s in whole]
+    assert out == (whole[: min(found)[1]] if found else whole)
+    assert finder.found == bool(found)
 
 
 def test_decoding_token_by_token_gives_the_whole_text(artifact):

@@ -20,10 +20,11 @@ class StopFinder:
         if self.found:
             return ""
         pending = self._held + text
-        ends = [at for at in (pending.find(s) for s in self.stops) if at >= 0]
-        if ends:
+        # The stop that is complete first wins, however the text was cut into pieces.
+        found = [(at + len(s), at) for s in self.stops if (at := pending.find(s)) >= 0]
+        if found:
             self.found, self._held = True, ""
-            return pending[: min(ends)]
+            return pending[: min(found)[1]]
         keep = max((_overlap(pending, s) for s in self.stops), default=0)
         cut = len(pending) - keep
         self._held = pending[cut:]
