@@ -36,8 +36,7 @@ def main() -> int:
             standalone=True,
             clusterwide=not settings.watch_namespaces,
             namespaces=list(settings.watch_namespaces),
-            liveness_endpoint=f"http://0.0.0.0:{contract.OPERATOR_HEALTH_PORT}"
-            f"{contract.PATH_HEALTH}",
+            liveness_endpoint=f"http://0.0.0.0:{settings.health_port}{contract.PATH_HEALTH}",
         )
     )
     return int(contract.ExitCode.OK)

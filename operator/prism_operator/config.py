@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from prism import contract
+
 ENV_SERVING_IMAGE = "PRISM_SERVING_IMAGE"
 ENV_REFACTOR_IMAGE = "PRISM_REFACTOR_IMAGE"
 ENV_PROMETHEUS_URL = "PRISM_PROMETHEUS_URL"
@@ -19,6 +21,8 @@ ENV_IMAGE_PULL_SECRETS = "PRISM_IMAGE_PULL_SECRETS"
 ENV_IMAGE_PULL_POLICY = "PRISM_IMAGE_PULL_POLICY"
 ENV_NAMESPACE = "PRISM_NAMESPACE"
 ENV_LOG_FORMAT = "PRISM_LOG_FORMAT"
+ENV_HEALTH_PORT = "PRISM_HEALTH_PORT"
+ENV_METRICS_PORT = "PRISM_METRICS_PORT"
 ENV_TICK_SECONDS = "PRISM_TICK_SECONDS"
 
 PULL_POLICIES = ("IfNotPresent", "Always", "Never")
@@ -49,6 +53,8 @@ class Config:
     image_pull_policy: str = "IfNotPresent"
     log_format: str = "json"
     tick_s: float = 5.0
+    health_port: int = contract.OPERATOR_HEALTH_PORT
+    metrics_port: int = contract.OPERATOR_METRICS_PORT
 
     def describe(self) -> str:
         """One line for the log, without the key."""
@@ -77,6 +83,13 @@ def from_env(env: Mapping[str, str], read: Callable[[str], bytes] | None = None)
             problems.append(f"{name}={value!r} is not one of {', '.join(choices)}")
         return value
 
+    def port(name: str, default: int) -> int:
+        text = env.get(name, "").strip() or str(default)
+        if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+            problems.append(f"{name}={text!r} is not a port")
+            return default
+        return int(text)
+
     url = env.get(ENV_PROMETHEUS_URL, "").strip().rstrip("/")
     if url and not re.match(r"^https?://[^/\s]+", url):
         problems.append(f"{ENV_PROMETHEUS_URL}={url!r} is not an http:// or https:// address")
@@ -91,6 +104,8 @@ def from_env(env: Mapping[str, str], read: Callable[[str], bytes] | None = None)
         image_pull_policy=one_of(ENV_IMAGE_PULL_POLICY, PULL_POLICIES),
         log_format=one_of(ENV_LOG_FORMAT, LOG_FORMATS),
         tick_s=_seconds(ENV_TICK_SECONDS, env.get(ENV_TICK_SECONDS, "").strip() or "5", problems),
+        health_port=port(ENV_HEALTH_PORT, contract.OPERATOR_HEALTH_PORT),
+        metrics_port=port(ENV_METRICS_PORT, contract.OPERATOR_METRICS_PORT),
     )
     if problems:
         raise ConfigError("; ".join(problems))

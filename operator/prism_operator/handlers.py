@@ -83,7 +83,7 @@ def register(registry: kopf.OperatorRegistry, config: Config, health: bool = Tru
         memo.tasks = []
         if config.prometheus_url:
             memo.tasks.append(asyncio.create_task(memo.telemetry.run()))
-        memo.web = await _serve_metrics(memo.meters) if health else None
+        memo.web = await _serve_metrics(memo.meters, config.metrics_port) if health else None
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(memo: kopf.Memo, **_: Any) -> None:
@@ -186,7 +186,7 @@ def context(config: Config) -> Context:
     )
 
 
-async def _serve_metrics(meters: Meters) -> web.AppRunner:
+async def _serve_metrics(meters: Meters, port: int) -> web.AppRunner:
     async def answer(meters: Meters, _: web.Request) -> web.Response:
         kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=meters.text(), headers=kind)
@@ -195,5 +195,5 @@ async def _serve_metrics(meters: Meters) -> web.AppRunner:
     app.router.add_get(contract.PATH_METRICS, functools.partial(answer, meters))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "0.0.0.0", contract.OPERATOR_METRICS_PORT).start()
+    await web.TCPSite(runner, "0.0.0.0", port).start()
     return runner

@@ -44,6 +44,7 @@ def test_every_problem_is_told_at_once() -> None:
         "PRISM_IMAGE_PULL_POLICY": "Sometimes",
         "PRISM_TICK_SECONDS": "soon",
         "PRISM_LOG_FORMAT": "xml",
+        "PRISM_HEALTH_PORT": "70000",
     }
     with pytest.raises(ConfigError) as error:
         from_env(env, lambda _: b"short")
@@ -55,6 +56,7 @@ def test_every_problem_is_told_at_once() -> None:
         "Sometimes",
         "soon",
         "xml",
+        "70000",
         "holds 5 bytes",
     ):
         assert name in str(error.value)

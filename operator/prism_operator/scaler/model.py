@@ -49,8 +49,13 @@ class CostModel:
 
     def work(self, demand: Demand, level: int) -> float:
         """Engine seconds per second that the demand needs when ``level`` is the ceiling."""
-        prefill = self._at(prefill_level(level)).prefill_s
+        prefill = self._at(self.prefill_level(level)).prefill_s
         return demand.prompt_tokens * prefill + demand.output_tokens * self._at(level).decode_s
+
+    def prefill_level(self, ceiling: int) -> int:
+        """The level at which engines read prompts under this ceiling: one of those measured."""
+        allowed = [point.level for point in self.points if point.level <= ceiling]
+        return max(allowed) if allowed else self.points[0].level
 
     def _at(self, level: int) -> LevelCost:
         levels = [point.level for point in self.points]
@@ -70,7 +75,7 @@ class CostModel:
 
 
 def prefill_level(ceiling: int) -> int:
-    """The level at which the engine reads prompts under this ceiling."""
+    """As ``CostModel.prefill_level``, where no costs are known."""
     allowed = [level for level in contract.PREFILL_LEVELS if level <= ceiling]
     return max(allowed) if allowed else min(contract.PREFILL_LEVELS)
 
@@ -91,7 +96,10 @@ def from_profiles(profiles: Sequence[Mapping[str, Any]]) -> CostModel | None:
 
 
 def _table(profile: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
-    """Level -> (prefill, decode without the step's constant part); empty where unusable."""
+    """Level -> (prefill, decode without the step's constant part); empty where unusable.
+
+    Levels that the engine finds no faster than 100 are left out: it does not use them.
+    """
     table: dict[int, tuple[float, float]] = {}
     for row in profile.get("levels") or ():
         try:
@@ -102,7 +110,8 @@ def _table(profile: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
             return {}
         if not (0 < prefill < 60 and 0 <= decode < 60):
             return {}
-        table[level] = (prefill, decode)
+        if row.get("useful", True) or level == contract.MAX_LEVEL:
+            table[level] = (prefill, decode)
     return table
 
 
