@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 
@@ -20,7 +19,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tag", help="default: a digest of each image's sources")
     parser.add_argument("--push", action="store_true", help="send them to the registry")
     parser.add_argument("--base", help="an image with Python 3.11+ and pip to build on")
-    parser.add_argument("--torch-index", default=os.environ.get("PRISM_TORCH_INDEX"))
+    parser.add_argument("--torch-index", help="an index that has the torch to install")
     given = parser.parse_args(words)
     unknown = sorted(set(given.names) - set(IMAGES))
     if unknown:

@@ -6,6 +6,7 @@ and handed to the same Dockerfiles as arguments: no registry is needed, and a ch
 the last small layers alone.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -35,11 +36,13 @@ def build(
     registry: prefix of the references. tag: a digest of the sources if None; with a digest an image
     that the engine holds is not built again. base: an image with Python and pip instead of the
     Dockerfiles' own. torch_index: an index beside
-    pip's own that has the torch to install; CPU-only and CUDA images differ by it alone.
+    pip's own that has the torch to install (default: $PRISM_TORCH_INDEX); CPU-only and CUDA images
+    differ by it alone.
     Raises KeyError (unknown name), NoEngine, MissingPackages, CalledProcessError.
     """
     wanted = [IMAGES[name] for name in (names or IMAGES)]
     engine = engine or engines.choose()
+    torch_index = torch_index or os.environ.get("PRISM_TORCH_INDEX") or None
     made_here = (engine.name, registry, base, torch_index) == ("buildah", "localhost", None, None)
     origin = "slim CPU images from a base made here" if made_here else "from the public base"
     say(f"images: {engine.name}, because {engine.reason}; {origin}")

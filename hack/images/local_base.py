@@ -154,19 +154,19 @@ def _container(parent: str, name: str) -> Iterator[Path]:
     container = _output(*BUILDAH, "from", parent)
     try:
         yield Path(_output(*BUILDAH, "mount", container))
-        _run(*BUILDAH, "umount", container)
-        _run(*BUILDAH, "commit", "--quiet", container, name)
+        _output(*BUILDAH, "umount", container)
+        _output(*BUILDAH, "commit", "--quiet", container, name)
     finally:
-        _run(*BUILDAH, "rm", container)
+        _output(*BUILDAH, "rm", container)
 
 
 def _configure(name: str, *options: str) -> None:
     container = _output(*BUILDAH, "from", name)
     try:
-        _run(*BUILDAH, "config", *options, container)
-        _run(*BUILDAH, "commit", "--quiet", container, name)
+        _output(*BUILDAH, "config", *options, container)
+        _output(*BUILDAH, "commit", "--quiet", container, name)
     finally:
-        _run(*BUILDAH, "rm", container)
+        _output(*BUILDAH, "rm", container)
 
 
 def _in_builder(site: Path, *command: str) -> None:
@@ -175,7 +175,7 @@ def _in_builder(site: Path, *command: str) -> None:
     try:
         _run(*BUILDAH, "run", "--isolation", "chroot", *volumes, container, "--", *command)
     finally:
-        _run(*BUILDAH, "rm", container)
+        _output(*BUILDAH, "rm", container)
 
 
 def _trim(root: Path) -> None:
