@@ -76,7 +76,12 @@ def test_probes_and_ports_are_the_contract_s(render: Render) -> None:
 def test_chart_sets_the_variables_the_operator_reads(render: Render) -> None:
     config = pytest.importorskip("prism_operator.config")
     known = {value for name, value in vars(config).items() if name.startswith("ENV_")}
-    optional = {"PRISM_LOG_FORMAT", "PRISM_TICK_SECONDS"}  # by extraEnv, where wanted
+    optional = {  # by extraEnv, where wanted
+        "PRISM_LOG_FORMAT",
+        "PRISM_TICK_SECONDS",
+        "PRISM_HEALTH_PORT",
+        "PRISM_METRICS_PORT",
+    }
     assert set(render().env) == known - optional
 
 
