@@ -8,24 +8,24 @@ want.
 """
 
 import torch
-from prism.kernels.swap_search import swap_search
+from prism.kernels.swap_search import importance_order, swap_search
 from torch import Tensor
 
 from prism_refactor.layer_experts import Expert
 from prism_refactor.options import SEARCH_PROPOSALS_PER_NEURON
 
-_LANES = 16  # the search works on blocks of this many tokens
-
 
 def neuron_mass(expert: Expert, x: Tensor) -> Tensor:
-    """Squared output mass [I, T] fp32 of inputs [t, H], each token's sum scaled to 1; T = 16 n <=
-    t.
+    """Squared output mass [I, T] fp32 of inputs [t, H], each token's sum scaled to 1.
+
+    Tokens on which the expert is silent are left out, so T <= t.
     """
-    mass = (expert.activate(x) * expert.down.norm(dim=0)).square()  # [t, I]
-    total = mass.sum(1, keepdim=True)
-    mass = mass[(total[:, 0] > 0)] / total[total > 0][:, None]
-    usable = len(mass) // _LANES * _LANES
-    return mass[:usable].t().contiguous()
+    norms = torch.linalg.vector_norm(expert.down, dim=0)  # [I]
+    mass = (expert.activate(x) * norms).square()  # [t, I]
+    total = mass.sum(1)
+    loud = total > 0
+    shares: Tensor = mass[loud] / total[loud, None]
+    return shares.t().contiguous()
 
 
 def partition(mass: Tensor, sub_experts: int, seed: int) -> Tensor:
@@ -36,8 +36,8 @@ def partition(mass: Tensor, sub_experts: int, seed: int) -> Tensor:
     width, tokens = mass.shape
     if tokens == 0:
         return torch.arange(width)
-    start = torch.argsort(mass.sum(1), descending=True, stable=True).to(torch.int32)
-    order, _ = swap_search(mass, sub_experts, start, SEARCH_PROPOSALS_PER_NEURON * width, seed)
+    proposals = SEARCH_PROPOSALS_PER_NEURON * width
+    order, _ = swap_search(mass, sub_experts, importance_order(mass), proposals, seed)
     return order.to(torch.int64)
 
 

@@ -52,7 +52,7 @@ class PartialFolder:
 
     def _claim(self, key: str) -> None:
         file = self.path / "key.json"
-        found = json.loads(file.read_text())["key"] if file.exists() else None
+        found = _key_in(file)
         if found not in (None, key):
             _log.info("discarding %s: it was made from other inputs or options", self.path)
         if found != key:
@@ -92,6 +92,16 @@ class PartialFolder:
     def remove(self) -> None:
         """Drop everything; safe when nothing is there."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _key_in(file: Path) -> str | None:
+    """The key a folder was made for; "" where the file says nothing we understand."""
+    if not file.exists():
+        return None
+    try:
+        return str(json.loads(file.read_bytes())["key"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 class KeptHidden:

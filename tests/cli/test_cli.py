@@ -1,0 +1,139 @@
+"""The command line: what it loads, what it prints, and how it exits."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from prism.contract import ExitCode
+from prism.manifest import OperatingPoint
+from prism_cli.main import main
+from prism_cli.tables import points_table
+
+FULL = OperatingPoint(100, 1.0, 1.0, 28.51, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+HALF = OperatingPoint(50, 0.502, 0.518, 28.64, 0.47, 0.06, 0.003, 0.0002, 0.966, 0.001)
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["inspect", "/nowhere"], []])
+def test_light_commands_load_no_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom prism_cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "sys.exit(17 if 'torch' in sys.modules or 'transformers' in sys.modules else 0)"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("prism 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["refactor"],
+        ["refactor", "x"],
+        ["refactor", "x", "--out", "y", "--sub-experts", "5"],
+        ["refactor", "x", "--out", "y", "--seed", "-1"],
+        ["refactor", "x", "--out", "y", "--tokens", "100"],
+        ["eval", "x", "--data", "y", "--levels", "100,5"],
+        ["eval", "x"],
+    ],
+)
+def test_wrong_use_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == ExitCode.USAGE
+    assert "usage: prism" in capsys.readouterr().err
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == ExitCode.USAGE
+    assert "refactor" in capsys.readouterr().err
+
+
+def test_inspect_of_nothing_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tmp_path)]) == ExitCode.BAD_INPUT
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_eval_of_nothing_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    assert main(["eval", str(tmp_path), "--data", str(text)]) == ExitCode.BAD_INPUT
+    assert "not an artifact" in capsys.readouterr().err
+
+
+def test_refactor_of_nothing_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["refactor", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == ExitCode.BAD_INPUT
+    assert "SourceNotFound" in capsys.readouterr().err
+
+
+def test_eval_prints_the_fields_that_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prism_refactor import measure
+
+    asked: dict[str, object] = {}
+
+    def answer(directory: Path, data: Path, levels: object, **more: object) -> list[OperatingPoint]:
+        asked.update(more, directory=directory, data=data, levels=levels)
+        return [FULL, HALF]
+
+    monkeypatch.setattr(measure, "measure", answer)
+    code = main(["eval", "d", "--data", "f.txt", "--levels", "50,100", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert code == ExitCode.OK
+    assert asked["levels"] == (100, 50)
+    fields = {"level", "own_share", "active_share", "perplexity", "quality_loss_percent"}
+    fields |= {"quality_loss_se", "kl", "top1_agreement"}
+    assert [set(row) for row in rows] == [fields, fields]
+    assert rows[1] == {name: asdict(HALF)[name] for name in fields}
+
+
+def test_serve_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def answer(arguments: list[str]) -> int:
+        given.extend(arguments)
+        return 0
+
+    app = ModuleType("prism_serving.app")
+    app.main = answer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "prism_serving.app", app)
+    assert main(["serve", "dir", "--port", "8000"]) == ExitCode.OK
+    assert given == ["dir", "--port", "8000"]
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it now fails
+    monkeypatch.delitem(sys.modules, "prism_serving.app", raising=False)
+    app = ModuleType("prism_serving.app")
+
+    def fail(arguments: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+
+    app.main = fail  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "prism_serving.app", app)
+    assert main(["serve", "dir"]) == ExitCode.USAGE
+    assert "uvicorn" in capsys.readouterr().err
+
+
+def test_table_is_aligned_and_signed() -> None:
+    lines = points_table([FULL, HALF]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split()[:3] == ["level", "own", "%"]
+    assert "+0.47" in lines[2]

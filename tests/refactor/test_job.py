@@ -1,0 +1,308 @@
+"""A whole refactoring: the artifact, re-runs, resumption, and every way to fail."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from prism.artifact import Artifact, open_artifact, verify
+from prism.contract import TERMINATION_MESSAGE_BYTES, ExitCode
+from prism_refactor import job, shell, store
+from prism_refactor.errors import Reason, RefactorError
+from prism_refactor.job import refactor
+from prism_refactor.options import EVALUATION_LEVELS, KNOTS, Options
+from prism_refactor.progress import Progress, Stage
+
+MakeOptions = Callable[..., Options]
+
+
+def silent(stages: list[Stage]) -> Progress:
+    return Progress(stages, [])
+
+
+def snapshot(path: Path) -> dict[str, tuple[int, int]]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+
+def test_artifact_is_whole_and_says_what_it_was_made_from(
+    artifact: Artifact, checkpoint: Path
+) -> None:
+    assert verify(artifact.path) == []
+    manifest = open_artifact(artifact.path).manifest
+    assert manifest.levels == EVALUATION_LEVELS
+    assert tuple(knot.level for knot in manifest.knots) == KNOTS
+    assert manifest.source.uri == f"file://{checkpoint}"
+    assert manifest.calibration.tokens == 2048
+    full = manifest.operating_points[0]
+    assert (full.level, full.own_share, full.active_share) == (100, 1.0, 1.0)
+    assert (full.quality_loss_percent, full.kl, full.top1_agreement) == (0.0, 0.0, 1.0)
+    curve = manifest.batch_curves["25"]
+    assert curve["bytes_share"] == sorted(curve["bytes_share"])
+    assert curve["ride_along_computed_share"][0] == pytest.approx(0.25, abs=0.06)
+
+
+def test_own_share_follows_the_level(artifact: Artifact) -> None:
+    for point in artifact.manifest.operating_points:
+        assert point.own_share == pytest.approx(point.level / 100, abs=0.06), point.level
+        assert point.active_share >= point.own_share
+
+
+def test_artifact_loads_as_a_stock_checkpoint_with_the_same_logits(
+    artifact: Artifact, checkpoint: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ids = torch.randint(0, 256, (2, 64), generator=torch.Generator().manual_seed(1))
+    logits = []
+    for path in (checkpoint, artifact.path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            logits.append(model(ids).logits)
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)
+    assert AutoTokenizer.from_pretrained(artifact.path)("abc").input_ids == [64, 65, 66]
+
+
+def test_weights_keep_dtype_and_every_value(artifact: Artifact, checkpoint: Path) -> None:
+    from safetensors.torch import load_file
+
+    moved = 0
+    for shard in checkpoint.glob("*.safetensors"):
+        before, after = load_file(shard), load_file(artifact.path / shard.name)
+        for name, tensor in before.items():
+            assert after[name].dtype == tensor.dtype
+            if ".experts." in name:
+                moved += not torch.equal(after[name], tensor)
+                assert torch.equal(after[name].flatten().sort()[0], tensor.flatten().sort()[0])
+            else:
+                assert torch.equal(after[name], tensor)
+    assert moved > 0
+
+
+def test_papers_come_along_and_pickles_do_not(artifact: Artifact, checkpoint: Path) -> None:
+    for name in ("README.md", "LICENSE", "chat_template.jinja", "tokenizer.json", "config.json"):
+        assert (artifact.path / name).read_bytes() == (checkpoint / name).read_bytes()
+    assert not (artifact.path / "pytorch_model.bin").exists()
+    assert not artifact.path.with_name("artifact.partial").exists()
+
+
+def test_report_is_self_contained(artifact: Artifact) -> None:
+    page = (artifact.path / "prism" / "report.html").read_text()
+    assert "<svg" in page
+    assert "OlmoeForCausalLM" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "<script" not in page
+
+
+def test_a_second_run_confirms_and_writes_nothing(
+    artifact: Artifact, make_options: MakeOptions
+) -> None:
+    before = snapshot(artifact.path)
+    assert refactor(make_options(artifact.path), silent).digest == artifact.digest
+    assert snapshot(artifact.path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"seed": 1}, "seed"), ({"sub_experts": 8}, "sub-experts"), ({"tokens": 4096}, "tokens")],
+)
+def test_an_artifact_made_otherwise_is_never_overwritten(
+    artifact: Artifact, make_options: MakeOptions, change: dict[str, int], words: str
+) -> None:
+    before = snapshot(artifact.path)
+    with pytest.raises(RefactorError, match=f"made with other .*{words}") as caught:
+        refactor(make_options(artifact.path, **change), silent)
+    assert caught.value.reason is Reason.BAD_INPUT
+    assert snapshot(artifact.path) == before
+
+
+def test_other_calibration_text_is_noticed(
+    artifact: Artifact, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("some other text " * 1000)
+    with pytest.raises(RefactorError, match="calibration text"):
+        refactor(make_options(artifact.path, calibration=other), silent)
+
+
+def test_a_directory_that_is_no_artifact_is_not_touched(
+    make_options: MakeOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(RefactorError, match="no whole artifact"):
+        refactor(make_options(tmp_path / "out"), silent)
+    assert (tmp_path / "out" / "precious").exists()
+
+
+def test_a_damaged_artifact_is_named(
+    artifact: Artifact, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact.path, copy)
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(RefactorError, match="damaged"):
+        refactor(make_options(copy), silent)
+
+
+class Stop(Exception):
+    """Stands for a kill: nothing of ours handles it."""
+
+
+@pytest.mark.parametrize("after", [1, 4, 17, 29])
+def test_a_killed_refactoring_goes_on_and_ends_the_same(
+    artifact: Artifact,
+    make_options: MakeOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    options = make_options(tmp_path / "artifact")
+    writes = 0
+    write = store.write_atomically
+
+    def stop_after(path: Path, data: bytes) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > after:
+            raise Stop
+        write(path, data)
+
+    monkeypatch.setattr(store, "write_atomically", stop_after)
+    with pytest.raises(Stop):
+        refactor(options, silent)
+    assert not options.out.exists()
+    kept = snapshot(tmp_path / "artifact.partial" / "work")
+    monkeypatch.setattr(store, "write_atomically", write)
+    steps: list[tuple[str, bool]] = []
+
+    class Recorded(Progress):
+        def advance(self, name: str, *, found: bool = False) -> None:
+            steps.append((name, found))
+
+    assert refactor(options, lambda stages: Recorded(stages, [])).digest == artifact.digest
+    layer_files = [name for name in kept if "hidden" not in name]
+    assert sum(found for name, found in steps if name != "write") == len(layer_files)
+
+
+def test_work_of_other_options_is_not_mixed_in(
+    artifact: Artifact, make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "artifact"
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "run_layers", stop)
+        with pytest.raises(Stop):
+            refactor(make_options(out, seed=5), silent)
+    planted = tmp_path / "artifact.partial" / "work" / "cut-000.safetensors"
+    planted.write_bytes(b"not even a tensor")
+    assert refactor(make_options(out), silent).digest == artifact.digest
+
+
+def run_shell(options: Options, message: Path) -> tuple[ExitCode, dict[str, object]]:
+    code = shell.run(replace(options, termination_message=message))
+    return code, json.loads(message.read_bytes())
+
+
+def test_success_tells_the_operator_what_was_measured(
+    artifact: Artifact, make_options: MakeOptions, tmp_path: Path
+) -> None:
+    code, message = run_shell(make_options(artifact.path), tmp_path / "message")
+    assert code is ExitCode.OK
+    assert message["digest"] == artifact.digest
+    assert message["architecture"] == "OlmoeForCausalLM"
+    points = message["points"]
+    assert isinstance(points, list)
+    assert [point["level"] for point in points] == list(EVALUATION_LEVELS)
+    assert (tmp_path / "message").stat().st_size <= TERMINATION_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "NoSpaceLeft", ExitCode.FAILED),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "NoSpaceLeft", ExitCode.FAILED),
+        (MemoryError(), "OutOfMemory", ExitCode.FAILED),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 GB"),
+            "OutOfMemory",
+            ExitCode.FAILED,
+        ),
+        (KeyboardInterrupt(), "Interrupted", ExitCode.FAILED),
+        (ZeroDivisionError("oops"), "InternalError", ExitCode.FAILED),
+    ],
+)
+def test_failure_in_the_middle_has_words_and_the_next_run_ends_well(
+    artifact: Artifact,
+    make_options: MakeOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    reason: str,
+    code: ExitCode,
+) -> None:
+    options = make_options(tmp_path / "artifact")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "ReduceVisitor", fail)
+        found, message = run_shell(options, tmp_path / "message")
+    assert (found, message["result"], message["reason"]) == (code, "failed", reason)
+    assert not options.out.exists()
+    if reason == "NoSpaceLeft":
+        assert refactor(options, silent).digest == artifact.digest
+
+
+def test_too_small_a_volume_is_refused_before_the_work(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    code, message = run_shell(make_options(tmp_path / "artifact"), tmp_path / "message")
+    assert code is ExitCode.FAILED
+    assert message["reason"] == "NoSpaceLeft"
+    assert "GB free" in str(message["message"])
+
+
+def test_too_little_text_ends_in_bad_input(make_options: MakeOptions, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words")
+    options = make_options(tmp_path / "artifact", calibration=short)
+    code, message = run_shell(options, tmp_path / "message")
+    assert (code, message["reason"]) == (ExitCode.BAD_INPUT, "TooLittleCalibrationText")
+
+
+def test_a_result_below_a_file_is_bad_input(make_options: MakeOptions, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    options = make_options(tmp_path / "file" / "artifact")
+    code, message = run_shell(options, tmp_path / "message")
+    assert (code, message["reason"]) == (ExitCode.BAD_INPUT, "BadInput")
+
+
+def test_a_wrong_checkpoint_is_never_published(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that moved rows but not columns would pass every digest; the logits tell."""
+    from prism_refactor import write
+
+    reordered = write._reordered
+    monkeypatch.setattr(
+        write,
+        "_reordered",
+        lambda data, edit: data if edit.columns else reordered(data, edit),
+    )
+    with pytest.raises(RefactorError, match="differs from its source"):
+        refactor(make_options(tmp_path / "artifact"), silent)
+    assert not (tmp_path / "artifact").exists()
