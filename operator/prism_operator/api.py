@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from prism import contract
 
+from prism_operator import names
+
 Json = dict[str, Any]  # Any: the API server's own documents
 NO_TARGET: Final = None
 
@@ -253,7 +255,7 @@ def _cache(cache: _Reader, name: str) -> Cache:
         cache.problems.append(f"{cache.path}: exactly one of pvc and create is needed")
     create = dict(cache.sub("create").data) if cache.has("create") else None
     return Cache(
-        claim_name=f"{name}-cache" if create else pvc.text("claimName", "" if create else None),
+        claim_name=names.cache(name) if create else pvc.text("claimName", "" if create else None),
         sub_path=pvc.text("subPath"),
         create=create,
         delete_with_owner=cache.choice("reclaimPolicy", "Retain", "Delete") == "Delete",

@@ -16,7 +16,7 @@ from typing import Any, Final
 from prism import contract
 
 from prism_operator import manifests, names
-from prism_operator.api import Json, Model, SpecError
+from prism_operator.api import Json, Model
 from prism_operator.observe import JobView, Observed, Trouble
 from prism_operator.pods import Context
 from prism_operator.scaler import law
@@ -166,11 +166,6 @@ def limits_of(model: Model, artifact: Mapping[str, Any]) -> Limits:
         ttft_percentile=model.ttft.percentile if model.ttft else None,
         itl_percentile=model.itl.percentile if model.itl else None,
     )
-
-
-def refused(error: SpecError) -> Plan:
-    """For a spec that cannot be read: nothing is done but saying so."""
-    return _blocked("InvalidSpec", str(error), {})
 
 
 def _blocked(reason: str, message: str, old: Json) -> Plan:
