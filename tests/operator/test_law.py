@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -297,6 +298,67 @@ def test_a_pinned_level_scales_by_use() -> None:
     world = World(steady(1.5), limits)
     world.run(120)
     assert world.pods == 2 and world.memory.ceiling == 100
+
+
+def test_the_memory_of_long_windows_stays_small() -> None:
+    world = World(steady(0.5), replace(AUTO, up_window_s=3600))
+    world.run(40_000)
+    assert len(world.memory.samples) <= 2 * 120 + 2
+    assert len(json.dumps(world.memory.to_json())) < 20_000
+
+
+@dataclass
+class Chance:
+    """Poisson arrivals at one pod, first come first served; first tokens within 1 s are good."""
+
+    share: Callable[[float], float]
+    seed: int
+    slower: float = 1.0  # than the cost model believes
+    changes: list[tuple[float, int, int]] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
+
+    def run(self, seconds: float) -> "Chance":
+        chance, now, free, next_at = random.Random(self.seed), 0.0, 0.0, 0.0
+        rows: list[tuple[float, float]] = []  # (arrival, first token)
+        while now < seconds:
+            now += TICK
+            work = COSTS.work(Demand(1, PROMPT, 0), self.memory.ceiling or 100) * self.slower
+            while next_at < now:
+                free = max(next_at, free) + work
+                rows.append((next_at, free))
+                next_at += chance.expovariate(self.share(next_at) * CAPACITY)
+            rate = sum(1 for at, _ in rows if at > now - 15) / 15
+            waits = [done - at for at, done in rows if now - 15 < done <= now]
+            signals = Signals(
+                at=now,
+                demand=Demand(rate, rate * PROMPT, 0),
+                waiting=max(0, sum(1 for at, done in rows if done > now) - 1),
+                ttft=Events(sum(1 for wait in waits if wait <= 1), len(waits)),
+            )
+            decision = decide(AUTO, signals, COSTS, Pods(1, 1), self.memory, now)
+            self.memory = decision.memory
+            self.changes += [(now, c.before, c.after) for c in decision.changes]
+            rows = rows[-800:]
+        return self
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.4, 0), (0.6, 12), (0.8, 12), (1.0, 12), (1.2, 6)])
+def test_chance_moves_the_level_rarely_in_half_an_hour(share: float, most: int) -> None:
+    counts = [len(Chance(lambda _: share, seed).run(1800).changes) for seed in range(4)]
+    assert sum(counts) / len(counts) <= most, counts
+
+
+def test_a_step_of_random_arrivals_is_met_in_time_and_left_in_time() -> None:
+    for seed in range(20):
+        world = Chance(lambda t: 1.2 if 60 <= t < 120 else 0.4, seed).run(300)
+        falls = [at for at, before, after in world.changes if after < before]
+        assert 60 < falls[0] <= 80, (seed, world.changes)
+        assert world.memory.ceiling == 100, (seed, world.changes)
+
+
+def test_a_model_that_believes_in_faster_pods_settles_below_full_level() -> None:
+    world = Chance(lambda _: 0.6, 1, slower=1.7).run(1800)
+    assert world.memory.ceiling < 100 and len(world.changes) <= 20
 
 
 def test_steady_state_decides_nothing() -> None:

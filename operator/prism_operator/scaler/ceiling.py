@@ -4,6 +4,7 @@ Down at once, to the highest level the offered load leaves safe; up by one bound
 to what the window's peak leaves safe with room to spare.
 """
 
+import math
 from dataclasses import replace
 
 from prism_operator.scaler.state import Memory, View
@@ -17,7 +18,8 @@ def next_ceiling(view: View, level: int) -> tuple[int, str, str, Memory]:
     if lower < level:
         soon = view.now - memory.raised_at < 2 * view.limits.up_window_s * memory.waits
         waits = min(memory.waits * 2, view.tuning.most_waits) if soon else memory.waits
-        memory = replace(memory, lowered_at=view.now, limit=limit, waits=waits)
+        trouble = view.use(view.signals.demand, view.limits.top) if view.model else 0.0
+        memory = replace(memory, lowered_at=view.now, limit=limit, waits=waits, trouble=trouble)
         return lower, reason, why, memory
     if reason:  # at risk, and nothing lower to go to or not yet the time
         return level, reason, why, memory
@@ -32,7 +34,7 @@ def _forgive(view: View) -> Memory:
     quiet = view.signals.demand.requests <= 0
     if view.model and not quiet:
         use = view.use(view.signals.demand, view.limits.top)
-        quiet = use < view.tuning.quiet_share * view.memory.limit
+        quiet = use < view.tuning.quiet_share * view.memory.trouble
     return replace(view.memory, limit=view.tuning.limit, waits=1) if quiet else view.memory
 
 
@@ -42,7 +44,7 @@ def _lower(view: View, level: int) -> tuple[int, str, str, float]:
     target, limit = level, memory.limit
     reason, why = "", ""
     levels = [n for n in view.levels() if n <= level] or [level]
-    if view.model and view.use(demand, level) > limit:
+    if view.model and view.use(demand, level) > limit * (1 + _chance(view)):
         safe = [n for n in levels if view.use(demand, n) <= limit]
         target = safe[0] if safe else levels[-1]
         reason, why = "LoadAboveCapacity", _load_text(view, level, target)
@@ -51,7 +53,7 @@ def _lower(view: View, level: int) -> tuple[int, str, str, float]:
         target = next((n for n in levels if n < level), level)
         reason, why = miss
         if view.model:
-            limit = max(view.tuning.lowest_limit, min(limit, view.use(demand, level)) * 0.9)
+            limit = max(view.tuning.lowest_limit, limit * 0.9)
     if target < level and view.now - memory.lowered_at < view.limits.down_window_s:
         return level, reason, why, memory.limit
     return max(target, _reach_down(view, level)), reason, why, limit
@@ -66,9 +68,15 @@ def _reach_down(view: View, level: int) -> int:
 
 def _level_matters(view: View, level: int) -> bool:
     """A miss on a pod that is not busy has another cause, which less quality would not cure."""
-    if view.model is None or view.signals.waiting > 0:
+    if view.model is None:
         return True
     return view.use(view.signals.demand, level) > view.tuning.quiet_share * view.memory.limit
+
+
+def _chance(view: View) -> float:
+    """Half a standard deviation of arrivals that come by chance, as a share of them."""
+    arrived = view.signals.demand.requests * view.tuning.window_s
+    return 0.5 / math.sqrt(arrived) if arrived > 1 else 0.5
 
 
 def missed(view: View) -> tuple[str, str] | None:
@@ -78,10 +86,11 @@ def missed(view: View) -> tuple[str, str] | None:
         ("ITL", limits.itl_percentile, signals.itl),
     ):
         misses = events.total - events.good
-        if percentile is None or misses < view.tuning.least_misses:
+        if percentile is None or events.total <= 0:
             continue
+        allowed = events.total * (100 - percentile) / 100
         share = 100 * events.good / events.total
-        if share < percentile:
+        if misses >= view.tuning.least_misses and misses > allowed + 2 * math.sqrt(allowed):
             text = f"{share:.0f} % of {events.total:.0f} events within target, {percentile} % asked"
             return f"{name}AtRisk", f"{name} {text}"
     return None

@@ -110,7 +110,11 @@ def _remember(
 ) -> tuple[tuple[float, Demand], ...]:
     keep = max(limits.up_window_s * tuning.most_waits, tuning.remove_after_s) + 30
     demand = _with_backlog(signals, tuning).demand
-    return (*(s for s in memory.samples if now - keep <= s[0] < now), (now, demand))
+    kept = tuple(sample for sample in memory.samples if now - keep <= sample[0] < now)
+    # Long windows get coarser samples: the memory has to fit into a ConfigMap.
+    if len(kept) >= 2 and now - kept[-2][0] < keep / tuning.most_samples:
+        return (*kept[:-1], (now, kept[-1][1].peak(demand)))
+    return (*kept, (now, demand))
 
 
 def _with_backlog(signals: Signals, tuning: Tuning) -> Signals:

@@ -17,12 +17,14 @@ class Tuning:
     limit: float = 0.85
     lowest_limit: float = 0.4
     raise_share: float = 0.9  # a raise, or one pod less, must be this much safer than needed
-    quiet_share: float = 0.5  # below this share of the limit at full level, grudges are forgotten
+    quiet_share: float = 0.5  # below this share of the load that was too much, it is forgotten
+    window_s: float = 15.0  # what the signals look back on
     drain_s: float = 15.0  # a backlog should be gone after this long
     least_misses: int = 3  # fewer are chance
     add_after_s: float = 30.0
     remove_after_s: float = 300.0
     most_waits: int = 8
+    most_samples: int = 120
 
 
 DEFAULT_TUNING: Final = Tuning()
@@ -90,6 +92,7 @@ class Memory:
     ceiling: int = 0
     limit: float = 0.85
     waits: int = 1
+    trouble: float = 0.0  # utilisation at full level when the level was last lowered
     lowered_at: float = 0.0
     raised_at: float = 0.0
     scaled_at: float = 0.0
@@ -105,7 +108,7 @@ class Memory:
 
 
 _CLOCKS: Final = (
-    "seq", "floor", "ceiling", "limit", "waits", "lowered_at", "raised_at", "scaled_at",
+    "seq", "floor", "ceiling", "limit", "waits", "trouble", "lowered_at", "raised_at", "scaled_at",
     "below_since", "last_data",
 )  # fmt: skip
 
