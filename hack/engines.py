@@ -48,7 +48,7 @@ class Engine:
         if self.name == "buildah":
             words += ["--isolation", "chroot"]
         if self.name != "docker":
-            words += ["--layers", "--quiet"]
+            words += ["--layers", "--quiet", "--force-rm"]
         self._run(*words, context)
 
     def has(self, image: str) -> bool:

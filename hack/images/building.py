@@ -67,7 +67,7 @@ def build(
 
 
 def _public(image: Image, base: str | None, torch_index: str | None) -> dict[str, str]:
-    arguments = {}
+    arguments = image.stages()
     if base:
         arguments["BASE"] = base
     if torch_index and image.packages == "torch":

@@ -25,6 +25,15 @@ class Image:
     packages: Literal["torch", "operator"] | None = None
     compiles: bool = False
 
+    def stages(self) -> dict[str, str]:
+        """The stages of its own that stand for the arguments PACKAGES and BUILDER.
+
+        NB: the Dockerfile has these defaults; buildah before 1.30 skips a stage that only a default
+        names as unused, and then looks for it in a registry.
+        """
+        made = {"PACKAGES": "installed"} if self.packages else {}
+        return {**made, "BUILDER": "compiler"} if self.compiles else made
+
     def reference(self, registry: str, tag: str) -> str:
         return f"{registry.rstrip('/')}/prism-{self.name}:{tag}"
 

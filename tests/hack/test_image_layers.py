@@ -12,18 +12,21 @@ from pathlib import Path
 import pytest
 
 from hack import engines
+from hack.images import IMAGES
 from hack.progress import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = "settings-of-the-building-host"
 BASE, RESULT = "localhost/prism-test-base:1", "localhost/prism-test-operator:1"
-# Stands for pip: proves that it saw the settings and the CA, and installs one file.
+# Stands for pip: proves that it saw the settings and the CA, and installs one file. It is in the
+# base's layer, so it must not spell the marker itself.
 FAKE_PIP = f"""
 import os, sys
 from pathlib import Path
 if "install" in sys.argv:
-    assert "{MARKER}" in Path(os.environ["PIP_CONFIG_FILE"]).read_text()
-    assert "{MARKER}-ca" in Path("/run/secrets/ca").read_text()
+    marker = {MARKER[::-1]!r}[::-1]
+    assert marker in Path(os.environ["PIP_CONFIG_FILE"]).read_text()
+    assert marker + "-ca" in Path("/run/secrets/ca").read_text()
     target = Path(sys.argv[sys.argv.index("--target") + 1])
     target.mkdir(parents=True)
     (target / "installed.py").write_text("")
@@ -69,7 +72,8 @@ def operator_with_settings(engine: engines.Engine, tmp_path: Path) -> Iterator[s
             output(*engines.BUILDAH, "rm", container)
         try:
             dockerfile = ROOT / "operator/Dockerfile"
-            engine.build(dockerfile, ROOT, RESULT, {"BASE": BASE}, secrets)
+            stages = IMAGES["operator"].stages()
+            engine.build(dockerfile, ROOT, RESULT, {"BASE": BASE, **stages}, secrets)
             yield RESULT
         finally:
             engine.remove([i for i in (RESULT, BASE) if engine.has(i)])

@@ -7,8 +7,8 @@ to the same image.
 
 import io
 import json
+import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,18 @@ def load_layout(folder: Path, name: str) -> None:
     missing.append(entry["digest"])
     entry["annotations"] = {**entry.get("annotations", {}), NAME: name}
     index = {"schemaVersion": 2, "manifests": [entry]}
-    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
+    command = [str(word) for word in (*CTR, "images", "import", "-")]
+    devnull = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=devnull) as importing:
+        assert importing.stdin  # a pipe: the layers of torch are not written once more
+        with importing.stdin, tarfile.open(fileobj=importing.stdin, mode="w|") as tar:
             _add(tar, "oci-layout", {"imageLayoutVersion": "1.0.0"})
             for digest in dict.fromkeys(missing):
                 path = f"blobs/{digest.replace(':', '/')}"
                 tar.add(folder / path, arcname=path)
             _add(tar, "index.json", index)
-        file.flush()
-        run(*CTR, "images", "import", file.name, silent=True)
+    if importing.returncode:
+        raise subprocess.CalledProcessError(importing.returncode, command)
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:
