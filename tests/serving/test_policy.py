@@ -55,6 +55,10 @@ def test_who_is_late_anyway_does_not_force_the_others_down():
     assert level([Waiting(0.5, 100), Waiting(0.0, 100)]) == 100
 
 
+def test_a_queue_of_late_requests_is_worked_off_at_the_lowest_level():
+    assert level([Waiting(0.5, 100)] * 20) == 25
+
+
 def test_work_already_admitted_and_decode_count_as_delay():
     assert level([Waiting(0.0, 400)], ahead=Ahead(work_s=0.03)) == 50
     assert level([Waiting(0.0, 400)], ahead=Ahead(drag_s=0.03)) == 50

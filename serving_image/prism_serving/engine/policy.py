@@ -5,7 +5,7 @@ Knows: bounds, targets, the cost model, the queue as numbers. Must not know: tor
 Prefill: at admission the head of the queue takes the highest allowed level at which it *and those
 waiting behind it* are predicted to meet the TTFT target. Looking only at itself the head would
 always find time for level 100 and hand its delay to the others. A request that is already late is
-no reason to hurry (it is lost), but its work still delays the rest.
+no reason to hurry by itself (it is lost), but a queue of them is: it makes the next one late too.
 
 Decode: per step the highest level inside the bounds whose predicted step meets the ITL target.
 
@@ -77,7 +77,8 @@ class Ahead:
 def meets_ttft(
     level: int, ahead: Ahead, queue: Iterable[Waiting], target_s: float, costs: CostModel
 ) -> bool:
-    """Whether all of `queue` (head first) that can still be in time are, at `level`."""
+    """Whether all of `queue` (head first) that can still be in time are, at `level`, and whether
+    one arriving behind them would find the queue short enough."""
     clock_s = ahead.work_s
     per_token: dict[int, float] = {}
     pair_s = costs.per_pair_s * costs.pace
@@ -86,8 +87,9 @@ def meets_ttft(
         if at not in per_token:
             per_token[at] = (costs.rows_s(at, ahead.chunk) + ahead.drag_s) / ahead.chunk
         clock_s += n * per_token[at] + pair_s * n * (n + 1) / 2
-        late_anyway = request.waited_s > target_s
-        if not late_anyway and request.waited_s + clock_s > AIM * target_s:
+        # One who is late anyway counts as if it came now: its delay is lost, the next one's is not.
+        waited_s = 0.0 if request.waited_s > target_s else request.waited_s
+        if waited_s + clock_s > AIM * target_s:
             return False
     return True
 
