@@ -38,7 +38,7 @@ from prism_refactor.calibrate import run_layers
 from prism_refactor.cut import Cut, CutVisitor
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.layer_experts import permute_neurons, weight
-from prism_refactor.memory import compute_dtype
+from prism_refactor.machine import compute_dtype
 from prism_refactor.options import (
     EVALUATION_LEVELS,
     EVALUATION_TOKENS,

@@ -6,6 +6,7 @@ file appears by rename there is nothing to clean up.
 """
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -31,6 +32,8 @@ def run(options: Options) -> ExitCode:
         with _interruptible(), ExitStack() as stack:
             from prism_refactor.job import refactor
 
+            _use_allowed_cores()
+
             def progress_of(stages: list[Stage]) -> Progress:
                 return Progress(stages, _views(options, stack))
 
@@ -41,6 +44,17 @@ def run(options: Options) -> ExitCode:
     outcome.write(outcome.success(artifact, seconds), options.termination_message)
     _log.info("done in %.1f s: %s %s", seconds, options.out, artifact.digest)
     return ExitCode.OK
+
+
+def _use_allowed_cores() -> None:
+    """As many threads as the container has cores, unless the user has set a number."""
+    import torch
+
+    from prism_refactor.machine import cores
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+    _log.info("threads: %d", torch.get_num_threads())
 
 
 def _failed(error: BaseException, options: Options) -> ExitCode:

@@ -100,7 +100,8 @@ def open_source(source: str, uri: str | None = None, wait_s: int = 0) -> Checkpo
         and not file.name.startswith(".")
         and not _WEIGHT_SUFFIXES.intersection(file.suffixes)
     }
-    files = tuple(sorted(shards | others | ({INDEX_FILE} if len(shards) > 1 else set())))
+    index = {INDEX_FILE} if (path / INDEX_FILE).exists() else set()
+    files = tuple(sorted(shards | others | index))
     return Checkpoint(path, uri or found_uri, revision, config, tuple(layers), entries, files)
 
 

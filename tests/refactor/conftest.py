@@ -1,5 +1,6 @@
 """A random two-layer OLMoE with a byte tokenizer, text for it, and one finished refactoring."""
 
+import os
 import random
 from pathlib import Path
 
@@ -17,6 +18,7 @@ LAYERS = 2
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """One thread: sums are then the same in this process and in those the tests start."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 

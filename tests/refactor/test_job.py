@@ -306,3 +306,14 @@ def test_a_wrong_checkpoint_is_never_published(
     with pytest.raises(RefactorError, match="differs from its source"):
         refactor(make_options(tmp_path / "artifact"), silent)
     assert not (tmp_path / "artifact").exists()
+
+
+def test_a_model_in_bf16_is_refactored_too(
+    artifact: Artifact, make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where fp32 does not fit in memory."""
+    monkeypatch.setattr(job, "compute_dtype", lambda _: torch.bfloat16)
+    found = refactor(make_options(tmp_path / "artifact"), silent)
+    assert verify(found.path) == []
+    for point in found.manifest.operating_points:
+        assert point.own_share == pytest.approx(point.level / 100, abs=0.06), point.level

@@ -1,11 +1,13 @@
-"""How much memory there is, and in which dtype the model therefore runs while it is refactored.
+"""What the machine gives: how many cores, how much memory, and the dtype the model therefore runs
+in.
 
-Knows cgroups and /proc/meminfo. The decision worth arguing about: fp32 where it fits, because
-thresholds and the paired losses are then free of rounding noise; else the checkpoint's own dtype,
-and the log says so.
+Knows control groups and /proc/meminfo. The decision worth arguing about: fp32 where it fits,
+because thresholds and the paired losses are then free of rounding noise; else the checkpoint's own
+dtype, and the log says so.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +17,22 @@ from prism_refactor.source import Checkpoint
 
 _log = logging.getLogger(__name__)
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
 _MEMINFO: Final = Path("/proc/meminfo")
 _SHARE: Final = 0.6  # of the memory that the weights may take; activations need the rest
+
+
+def cores(quota: Path = _CGROUP_CPU) -> int:
+    """Cores this process may use: affinity, and the control group's quota rounded up.
+
+    torch counts the machine's cores and would start 64 threads in a container that has two.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    if quota.exists():
+        share, period = quota.read_text().split()
+        if share != "max":
+            allowed = min(allowed, max(1, -(-int(share) // int(period))))
+    return allowed
 
 
 def available_bytes(limit: Path = _CGROUP_LIMIT, meminfo: Path = _MEMINFO) -> int:
