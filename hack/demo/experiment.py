@@ -25,7 +25,7 @@ class Step:
 
     low_rate: float
     high_rate: float
-    before_s: float = 30.0
+    before_s: float = 20.0
     step_s: float = 60.0
     after_s: float = 180.0  # at most
     settle_s: float = 10.0  # quality has to be back this long
@@ -39,7 +39,7 @@ class Step:
 
 
 async def capacity(
-    target: Target, prompts: Sequence[str], level: int, clients: int = 8, seconds: float = 15
+    target: Target, prompts: Sequence[str], level: int, clients: int = 8, seconds: float = 12
 ) -> Capacity:
     """Requests per second at one level, by clients that ask again at once; after a warm-up."""
     async with Client(replace(target, level=level), prompts) as client:

@@ -173,10 +173,11 @@ def measure(place: Site, served: Served) -> tuple[Capacity, Capacity]:
 def load_step(place: Site, served: Served, mode: str, full: Capacity) -> Run:
     """The load step of the demo, from 0.4 to 1.2 of the capacity at level 100."""
     elastic = mode == "Auto"
+    if elastic:
+        time.sleep(QUIET_S)
     set_mode(place, served, mode)
-    time.sleep(QUIET_S)
     low, high = LOW * full.requests_per_s, HIGH * full.requests_per_s
-    step = experiment.Step(low, high, settle_s=10 if elastic else 25)
+    step = experiment.Step(low, high, settle_s=10 if elastic else 20)
     run = asyncio.run(
         experiment.load_step(
             "Elastic" if elastic else "elasticity.mode: Off",
