@@ -57,7 +57,7 @@ def install(site: Site) -> None:
         make_namespace(site.inside(MONITORING))
         text = (ROOT / "examples" / "prometheus" / "prometheus.yaml").read_text()
         text = text.replace("localhost/prism-prometheus:demo", site.images["prometheus"])
-        text = text.replace(f".{MODELS}.svc", f".{site.kube.namespace}.svc")
+        text = text.replace(MODELS, site.kube.namespace)
         site.inside(MONITORING).run("apply", "-f", "-", stdin=text)
     with site.story.step("helm install prism charts/prism"):
         make_namespace(site.inside(SYSTEM))
