@@ -5,13 +5,13 @@
 // the number of threads, and a token's result does not depend on the other tokens of the batch.
 #include "forward.h"
 
-#include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
+
+#include "tasks.h"
 
 namespace prism {
 namespace {
@@ -76,18 +76,6 @@ Plan make_plan(const Layout& layout, const Batch& batch) {
     plan.rows[next[s]++] = {pair / batch.slots, batch.weights[pair]};
   });
   return plan;
-}
-
-// Runs task(0) … task(count - 1), each once, on the threads that torch gives us.
-template <typename MakeWorker>
-void run_tasks(int64_t count, MakeWorker make_worker) {
-  const int64_t threads = std::min<int64_t>(count, at::get_num_threads());
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    auto worker = make_worker();
-    for (int64_t share = begin; share < end; share++)
-      for (int64_t task; (task = next.fetch_add(1)) < count;) worker(task);
-  });
 }
 
 template <typename T>

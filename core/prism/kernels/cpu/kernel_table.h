@@ -28,6 +28,21 @@ struct SwapSums {
   float* top[5];
 };
 
+// One row of floats, or of bf16 (uint16_t) computed in fp32 and rounded where the models round.
+template <typename T>
+struct RowKernels {
+  // out = weight * (x / sqrt(mean(x^2) + eps))
+  void (*rms_norm)(const T* x, const T* weight, int64_t n, float eps, T* out);
+  // Both halves of a head of 2 * half: out = x * cosine + (-x high, x low) * sine.
+  void (*rotate)(const T* x, const T* cosine, const T* sine, int64_t half, T* out);
+  void (*widen)(const T* x, int64_t n, float scale, float* out);       // out = x * scale
+  void (*scale_to)(const float* x, int64_t n, float scale, T* out);  // out = x * scale
+  // out[j] = q . keys[j]; keys [n, dim]
+  void (*key_scores)(const float* q, const T* keys, int64_t n, int64_t dim, float* out);
+  // out += sum over j of p[j] * values[j]; values [n, dim]
+  void (*mix_values)(const float* p, const T* values, int64_t n, int64_t dim, float* out);
+};
+
 struct KernelTable {
   const char* name;
   TileF32 tile_f32;
@@ -44,6 +59,11 @@ struct KernelTable {
                       const float* j, int64_t tokens);
   // Fills `sums` from masses [groups, tokens]; groups is 4, 8, 16 or 32.
   void (*top_sums)(const float* mass, int64_t groups, int64_t tokens, const SwapSums& sums);
+  float (*row_max)(const float* s, int64_t n);
+  // s = e^(s - most); gives the sum.
+  float (*exp_sum)(float* s, int64_t n, float most);
+  RowKernels<float> rows_f32;
+  RowKernels<uint16_t> rows_bf16;
 };
 
 // nullptr where the library was built for another architecture.
