@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.layer_experts import (
     Expert,
     expert_count,
@@ -24,7 +25,7 @@ from prism_refactor.layer_experts import (
     weight,
 )
 from prism_refactor.options import FIT_TOKENS, SEARCH_TOKENS
-from prism_refactor.partition import neuron_mass, order_slices, partition, slice_norms
+from prism_refactor.partition import dropping_errors, neuron_mass, order_slices, partition
 from prism_refactor.subrouter import fit_subrouter
 
 ENOUGH_TOKENS: Final = 512  # below this, other tokens of the layer are added
@@ -84,9 +85,16 @@ class CutVisitor:
                 permutations[expert] = search.result()
         routers, biases = [], []
         for expert, (chosen, gates) in enumerate(inputs):
-            order, router_weight, router_bias = self._fit_expert(
-                expert_of(module, expert), permutations[expert], x, chosen, gates
-            )
+            try:
+                order, router_weight, router_bias = self._fit_expert(
+                    expert_of(module, expert), permutations[expert], x, chosen, gates
+                )
+            except ValueError as error:
+                raise RefactorError(
+                    Reason.CORRUPT_CHECKPOINT,
+                    f"Expert {expert} of MoE layer {layer}: {error}; its weights, or those of a "
+                    "layer before it, are damaged.",
+                ) from error
             permutations[expert] = order
             routers.append(router_weight)
             biases.append(router_bias)
@@ -102,11 +110,11 @@ class CutVisitor:
         inputs = x[chosen[sample]].float()
         permuted = Expert(expert.module, expert.gate_up, expert.down[:, order])
         activations = expert.activate(inputs)[:, order]
-        norms = slice_norms(permuted, activations, self._sub_experts)
-        mean_norm = (gates[sample].float()[:, None] * norms).mean(0)
-        by_mean = torch.argsort(mean_norm, descending=True, stable=True)
-        router = fit_subrouter(inputs, norms[:, by_mean])
-        return order_slices(order, mean_norm), router.weight, router.bias
+        errors = dropping_errors(permuted, activations, self._sub_experts)
+        mean_error = (gates[sample].float()[:, None] * errors).mean(0)
+        by_mean = torch.argsort(mean_error, descending=True, stable=True)
+        router = fit_subrouter(inputs, errors[:, by_mean])
+        return order_slices(order, mean_error), router.weight, router.bias
 
 
 def full_output(module: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ EVALUATION_LEVELS: Final = (100, 90, 75, 60, 50, 40, 35, 25, 15, 10)
 
 METHODS: Final = {
     "partition": "swap search from importance order, squared output mass, half-budget objective",
-    "sub_router": "log-ridge on the slice's output norm",
+    "sub_router": "log-ridge on the distance of a slice's output from its stand-in",
     "threshold": "per layer, per token, quantile on the reduced stream",
     "compensation": "mean conditioned on being dropped, least-squares scalar per expert",
 }

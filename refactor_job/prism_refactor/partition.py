@@ -59,3 +59,16 @@ def slice_norms(expert: Expert, activations: Tensor, sub_experts: int) -> Tensor
     gram = down @ down.transpose(1, 2)  # [N, S, S]
     squared = ((sliced @ gram) * sliced).sum(2).t()  # [t, N]
     return squared.clamp_min(0).sqrt()
+
+
+def dropping_errors(expert: Expert, activations: Tensor, sub_experts: int) -> Tensor:
+    """How far each slice's output lies from what will stand in for it, [t, N]; activations [t, I].
+
+    The stand-in is the mean over tokens that drop the slice; which those are is not known yet, so
+    the half of the tokens with the smaller output norm stands for them.
+    """
+    norms = slice_norms(expert, activations, sub_experts)
+    quiet = (norms <= norms.median(0).values).float()  # [t, N]
+    sliced = activations.view(len(activations), sub_experts, -1)
+    mean = torch.einsum("tn,tns->ns", quiet / quiet.sum(0), sliced)  # [N, S]
+    return slice_norms(expert, activations - mean.reshape(-1), sub_experts)

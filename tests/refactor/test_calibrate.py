@@ -8,6 +8,7 @@ import torch
 from prism.loading import load_model
 from prism_refactor.calibrate import run_layers
 from prism_refactor.cut import CutVisitor, full_output
+from prism_refactor.errors import Reason, RefactorError
 from torch import Tensor, nn
 
 
@@ -86,3 +87,12 @@ def test_an_expert_that_no_token_reaches_still_gets_a_sub_router(model: Any) -> 
         assert cut.router_weight[2].any()
         assert torch.equal(cut.permutations[2].sort()[0], torch.arange(48, dtype=torch.int32))
         assert cut.usage.sum() == pytest.approx(2.0)
+
+
+def test_weights_that_are_not_finite_are_named(model: Any) -> None:
+    model.base_model.layers[1].mlp.experts.down_proj[3, 0, 0] = float("nan")
+    kept: dict[int, Any] = {}
+    with pytest.raises(RefactorError, match="Expert 3 of MoE layer 1: ") as caught:
+        run_layers(model, IDS, CutVisitor(4, 0, 2, kept.get, kept.__setitem__), States())
+    assert caught.value.reason is Reason.CORRUPT_CHECKPOINT
+    assert list(kept) == [0]

@@ -8,8 +8,14 @@ from prism.selection import select
 from prism_refactor.batches import BATCH_SIZES, batch_shares
 from prism_refactor.compensate import PRIOR_TOKENS, compensate
 from prism_refactor.layer_experts import Expert, expert_of, permute_neurons, routed
-from prism_refactor.partition import neuron_mass, order_slices, partition, slice_norms
-from prism_refactor.subrouter import DEAD_LOG_NORM, fit_subrouter
+from prism_refactor.partition import (
+    dropping_errors,
+    neuron_mass,
+    order_slices,
+    partition,
+    slice_norms,
+)
+from prism_refactor.subrouter import DEAD_LOG_COST, fit_subrouter
 from prism_refactor.thresholds import log_threshold, scores
 from torch import Tensor, nn
 
@@ -50,6 +56,17 @@ def test_slice_norms_are_norms_of_slice_outputs(x: Tensor) -> None:
     activations = expert.activate(x)
     found = slice_norms(expert, activations, N)
     torch.testing.assert_close(found, slice_outputs(expert, activations).norm(dim=2))
+
+
+def test_dropping_errors_are_distances_from_the_quiet_mean(x: Tensor) -> None:
+    expert = expert_of(Experts(), 1)
+    activations = expert.activate(x)
+    y = slice_outputs(expert, activations)
+    norms = y.norm(dim=2)
+    for n in range(N):
+        quiet = y[norms[:, n] <= norms[:, n].median(), n].mean(0)
+        found = dropping_errors(expert, activations, N)[:, n]
+        torch.testing.assert_close(found, (y[:, n] - quiet).norm(dim=1))
 
 
 def test_permuting_neurons_changes_no_output(x: Tensor) -> None:
@@ -107,7 +124,7 @@ def test_subrouter_of_a_dead_slice_never_selects_it(x: Tensor) -> None:
     norms = torch.rand(200, N, generator=torch.Generator().manual_seed(1)) + 0.5
     norms[:, 2] = 0
     router = fit_subrouter(x, norms)
-    assert router.bias[2] == DEAD_LOG_NORM
+    assert router.bias[2] == DEAD_LOG_COST
     assert not router.weight[2].any()
     assert torch.isfinite(router.weight).all()
 
