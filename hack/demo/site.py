@@ -112,12 +112,20 @@ def find_namespace(kube: Kube) -> Json | None:
     return json.loads(text) if text.strip() else None
 
 
-def leave(site: Site) -> None:
-    """Removes what was installed, in the order that lets the operator finish."""
-    with site.story.step("Remove the models, the chart and Prometheus"):
+def is_installed(site: Site) -> bool:
+    """Whether somebody has the release in this cluster already."""
+    listed = site.kube.run_helm("list", "--namespace", SYSTEM, "--short", "--all")
+    return RELEASE in listed.split()
+
+
+def leave(site: Site, keep_release: bool) -> None:
+    """Removes what was made, in the order that lets the operator finish its part."""
+    with site.story.step("Remove what was installed"):
         if find_namespace(site.kube) is not None:
             site.kube.run("delete", "prismmodels", "--all", "--timeout=90s", timeout_s=120)
             site.kube.run("delete", "namespace", site.kube.namespace, "--wait", timeout_s=180)
+        if keep_release:
+            return
         site.kube.run_helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
         for namespace in (SYSTEM, MONITORING):
             site.inside(namespace).run("delete", "namespace", namespace, "--wait", timeout_s=180)

@@ -63,11 +63,12 @@ def place(log: TextIO) -> Iterator[Site]:
         pytest.skip(f"no cluster here: {reason}")
     was_up = not isinstance(cluster, Local) or runs_already(cluster)
     made = site.bring_up(Story(out=log), NAMESPACE)
+    had_release = site.is_installed(made)
     try:
         site.install(made)
         yield made
     finally:
-        site.leave(made)
+        site.leave(made, keep_release=had_release)
         if not was_up:
             cluster.down(purge=False)
 
