@@ -197,6 +197,7 @@ def _best(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Laye
     from prism.kernels import build  # see kernels/__init__.py
 
     try:
-        return CpuLayers(), build.load()
+        origin = build.load()
     except build.BuildError as error:
         return ReferenceLayers(), f"no C++ extension: {error}"
+    return CpuLayers(), origin

@@ -1,10 +1,7 @@
 """Attention over our own KV buffers, as transformers' attention interface wants it.
 
-Knows: where each sequence's keys and values lie. Must not know: scheduling,
-levels, sampling.
-
-On a CPU the buffers hold fp32 whatever the model's dtype: SDPA's decode path reads bf16 keys about
-five times slower than fp32 ones there (measured, 450 keys, 4 heads: 276 against 48 us).
+Knows: where each sequence's keys and values lie. Must not know: scheduling, levels, sampling, how
+attention is computed (prism.kernels.layers does).
 
 One decision worth arguing about: what a layer asks for and we cannot do (sliding window, sinks,
 soft-capping, a mask of its own) is refused by name in the probe at load, so a model is never served
@@ -19,8 +16,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-
-from prism_serving.engine.causal import attend
+from prism.kernels.layers import Layers, StepRows, choose_layers
 
 NAME: Final = "prism_attention"
 
@@ -29,29 +25,25 @@ class UnsupportedAttention(ValueError):
     """The model needs an attention this engine does not have; the message names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows [begin, end) of a step: one sequence, with `past` cached keys from `kv_start`."""
-
-    begin: int
-    end: int
-    kv_start: int
-    past: int
-
-
 @dataclass(slots=True)
 class KvBuffers:
-    """Keys and values of all layers, [kv_tokens, heads, dim] each."""
+    """Keys and values of all layers, [kv_heads, kv_tokens, dim] each."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+    layers: Layers
 
     @staticmethod
     def like(shapes: "ProbeResult", kv_tokens: int, device: torch.device) -> "KvBuffers":
         """Buffers for what the probe saw."""
-        keys = [_buffer(s, kv_tokens, device) for s in shapes.keys]
-        values = [_buffer(s, kv_tokens, device) for s in shapes.values]
-        return KvBuffers(keys, values)
+        layers = shapes.layers(device)
+
+        def buffer(heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
+            held = layers.buffer_dtype(dtype, device)
+            return torch.zeros(heads, kv_tokens, dim, dtype=held, device=device)
+
+        keys, values = shapes.keys, shapes.values
+        return KvBuffers([buffer(*s) for s in keys], [buffer(*s) for s in values], layers)
 
 
 @dataclass(slots=True)
@@ -61,24 +53,23 @@ class ProbeResult:
     keys: list[tuple[int, int, torch.dtype]] = field(default_factory=list)
     values: list[tuple[int, int, torch.dtype]] = field(default_factory=list)
 
+    def layers(self, device: torch.device) -> Layers:
+        """What computes this model's attention; one for all its layers."""
+        return choose_layers(device, self.keys[0][2], max(dim for _, dim, _ in self.keys))
+
     def bytes_per_token(self, device: torch.device) -> int:
         """KV bytes of one token over all layers."""
-        return sum(h * d * _kv_dtype(t, device).itemsize for h, d, t in (*self.keys, *self.values))
+        layers = self.layers(device)
+        both = (*self.keys, *self.values)
+        return sum(h * d * layers.buffer_dtype(t, device).itemsize for h, d, t in both)
 
 
 @dataclass(slots=True)
 class AttentionBatch:
-    """One step: `slots` int64 [T], the KV position each row is written to; the first
-    `single_rows` segments have one row each."""
+    """One step: where its sequences lie in the buffers."""
 
     buffers: KvBuffers
-    slots: torch.Tensor
-    segments: list[Segment]
-    single_rows: int = 0
-
-    def __post_init__(self) -> None:
-        long = (i for i, s in enumerate(self.segments) if s.end - s.begin > 1)
-        self.single_rows = next(long, len(self.segments))
+    rows: StepRows
 
 
 _batch: ContextVar[AttentionBatch | ProbeResult | None] = ContextVar(
@@ -96,15 +87,9 @@ def attention_batch(batch: AttentionBatch | ProbeResult) -> Iterator[None]:
         _batch.reset(token)
 
 
-def _kv_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "cpu" else dtype
-
-
-def _buffer(
-    shape: tuple[int, int, torch.dtype], kv_tokens: int, device: torch.device
-) -> torch.Tensor:
-    heads, dim, dtype = shape
-    return torch.zeros(kv_tokens, heads, dim, dtype=_kv_dtype(dtype, device), device=device)
+def is_stepping() -> bool:
+    """Whether the running forward is a step of the engine, not somebody else's or the probe."""
+    return isinstance(_batch.get(), AttentionBatch)
 
 
 def attention(
@@ -124,29 +109,16 @@ def attention(
     if batch is None:
         raise RuntimeError("prism_attention was called outside of attention_batch()")
     layer: int = module.layer_idx
-    keys, values = batch.buffers.keys[layer], batch.buffers.values[layer]
-    _store(keys, key[0].transpose(0, 1), batch)
-    _store(values, value[0].transpose(0, 1), batch)
-    rows = query[0].transpose(0, 1).to(keys.dtype)  # [T, heads, dim]
-    out = rows.new_empty(rows.shape[0], rows.shape[1], values.shape[2])
-    for s in batch.segments:
-        last = s.kv_start + s.past + s.end - s.begin
-        out[s.begin : s.end] = attend(
-            rows[s.begin : s.end], keys[s.kv_start : last], values[s.kv_start : last], scaling
-        )
-    return out[None].to(query.dtype), None
-
-
-def _store(buffer: torch.Tensor, rows: torch.Tensor, batch: AttentionBatch) -> None:
-    """Write rows [T, heads, dim] to their places: prompts as slices (three times faster than by
-    index), the single rows of decode in one call."""
-    single = batch.single_rows
-    if single:
-        buffer.index_copy_(0, batch.slots[:single], rows[:single].to(buffer.dtype))
-    for s in batch.segments:
-        if s.begin >= single:
-            first = s.kv_start + s.past
-            buffer[first : first + s.end - s.begin] = rows[s.begin : s.end]
+    out = batch.buffers.layers.attend(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        batch.buffers.keys[layer],
+        batch.buffers.values[layer],
+        batch.rows,
+        query.shape[3] ** -0.5 if scaling is None else scaling,
+    )
+    return out[None], None
 
 
 _REFUSED: Final = {

@@ -18,6 +18,7 @@ from prism.loading import load_model
 
 from prism_serving.engine import attention
 from prism_serving.engine.attention import KvBuffers, ProbeResult, UnsupportedAttention
+from prism_serving.engine.swaps import swap
 
 _KV_SHARE_OF_MEMORY = 0.3
 _SWEEPING_ROPE = ("dynamic", "longrope")
@@ -50,6 +51,8 @@ def load(path: Path, dtype: str, device: str, kernel: str = "auto") -> Loaded:
     config = model.config.get_text_config()
     _require_fixed_rope(config, artifact.manifest.architecture)
     kv = _probe(model, config, where)
+    if where.type == "cpu":
+        swap(model, kv.layers(where), kv)
     return Loaded(
         model, artifact, where, kv, _eos(model), config.max_position_embeddings, config.vocab_size
     )

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from prism.contract import MAX_LEVEL
 from prism.experts import BatchContext, SelectionStats, batch_context
+from prism.kernels.layers import StepRows
 
-from prism_serving.engine.attention import AttentionBatch, KvBuffers, Segment, attention_batch
+from prism_serving.engine.attention import AttentionBatch, KvBuffers, attention_batch
 from prism_serving.engine.scheduler import Chunk, StepPlan
 
 
@@ -40,9 +41,12 @@ class Runner:
         ends = np.cumsum(counts)
         starts = np.repeat([_kv_start(c) for c in chunks], counts)
         keep = [end - 1 for c, end in zip(chunks, ends.tolist(), strict=True) if c.samples]
-        batch = AttentionBatch(
-            self._buffers, self._tensor(starts + positions), self._segments(chunks, ends.tolist())
-        )
+        segments = [
+            (end - c.count, end, _kv_start(c), c.start)
+            for c, end in zip(chunks, ends.tolist(), strict=True)
+        ]
+        rows = StepRows(torch.tensor(segments), self._tensor(starts + positions))
+        batch = AttentionBatch(self._buffers, rows)
         stats = SelectionStats()
         with attention_batch(batch), batch_context(self._levels(chunks, counts, stats)):
             out = self._model(
@@ -53,8 +57,8 @@ class Runner:
             )
         self.own += stats.own
         self.candidates += stats.candidates
-        rows: torch.Tensor = out.logits[0]
-        return rows[: len(keep)]
+        logits: torch.Tensor = out.logits[0]
+        return logits[: len(keep)]
 
     def _tensor(self, values: "np.ndarray[Any, Any]") -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64, copy=False)).to(self._device)
@@ -67,12 +71,6 @@ class Runner:
             return BatchContext(None, stats)
         rows = torch.from_numpy(np.repeat(np.array(levels, dtype=np.int32), counts))
         return BatchContext(rows.to(self._device), stats)
-
-    def _segments(self, chunks: Sequence[Chunk], ends: list[int]) -> list[Segment]:
-        return [
-            Segment(end - c.count, end, _kv_start(c), c.start)
-            for c, end in zip(chunks, ends, strict=True)
-        ]
 
 
 def _kv_start(chunk: Chunk) -> int:
