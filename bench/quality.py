@@ -32,7 +32,7 @@ from prism.loading import load_model
 from prism_refactor import text
 from prism_refactor.job import refactor
 from prism_refactor.measure import measure
-from prism_refactor.options import EVALUATION_TOKENS, MIN_EVALUATION_TOKENS, Options
+from prism_refactor.options import MIN_EVALUATION_TOKENS, Options
 from prism_refactor.progress import Progress, log_view
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "tiny-moe")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--validation", type=Path)
-    parser.add_argument("--tokens", type=int, default=EVALUATION_TOKENS)
+    parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--sub-experts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "quality.json")

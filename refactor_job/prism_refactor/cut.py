@@ -53,12 +53,14 @@ class CutVisitor:
         sub_experts: int,
         seed: int,
         workers: int,
+        layers: int,
         load: Callable[[int], Cut | None],
         save: Callable[[int, Cut], None],
     ) -> None:
         self._sub_experts = sub_experts
         self._seed = seed
         self._workers = workers
+        self._layers = layers
         self._load = load
         self._save = save
 
@@ -68,6 +70,8 @@ class CutVisitor:
         """Fit unless already kept, and answer in full; the module's neurons stay as they are."""
         if self._load(layer) is None:
             self._save(layer, self._fit(layer, module, x, index, weights))
+        if layer == self._layers - 1:
+            return torch.zeros_like(x)  # nobody reads what comes after the last experts
         return full_output(module, x, index, weights)
 
     def _fit(self, layer: int, module: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Cut:

@@ -264,7 +264,9 @@ class _Run:
         self._count_found("partition", "cut-{:03d}")
         options = self._options
         workers = max(1, torch.get_num_threads())
-        visitor = CutVisitor(options.sub_experts, options.seed, workers, self._kept_cut, save)
+        visitor = CutVisitor(
+            options.sub_experts, options.seed, workers, self._layers, self._kept_cut, save
+        )
         run_layers(model, texts.calibration.ids[:, :-1], visitor, states)
         for layer, (_, module) in enumerate(find_expert_modules(model)):
             permute_neurons(module, self._cut_of(layer).permutations.long())
@@ -282,7 +284,7 @@ class _Run:
 
             self._count_found(f"level {level}", f"knot-{level:03d}-{{:03d}}")
             states = KeptHidden(self._folder, f"hidden-{level:03d}", self._layers)
-            visitor = ReduceVisitor(level, WINDOW, self._cut_of, load, save)
+            visitor = ReduceVisitor(level, WINDOW, self._layers, self._cut_of, load, save)
             run_layers(model, texts.calibration.ids[::KNOT_STRIDE, :-1], visitor, states)
 
     def _count_found(self, stage: str, pattern: str) -> None:

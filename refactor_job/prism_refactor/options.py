@@ -11,7 +11,7 @@ from typing import Final
 
 WINDOW: Final = 256  # tokens per calibration sequence
 CALIBRATION_TOKENS: Final = 40_960  # partition, sub-router, thresholds
-EVALUATION_TOKENS: Final = 16_384
+EVALUATION_TOKENS: Final = 12_288
 MIN_CALIBRATION_TOKENS: Final = 2_048
 MIN_EVALUATION_TOKENS: Final = 512
 

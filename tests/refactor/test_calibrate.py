@@ -80,7 +80,7 @@ def test_an_expert_that_no_token_reaches_still_gets_a_sub_router(model: Any) -> 
     kept: dict[int, Any] = {}
     for layer in model.base_model.layers:
         layer.mlp.gate.weight[2] = -layer.mlp.gate.weight[[0, 1, 3, 4, 5]].sum(0) * 10
-    visitor = CutVisitor(4, 0, 2, kept.get, kept.__setitem__)
+    visitor = CutVisitor(4, 0, 2, 2, kept.get, kept.__setitem__)
     run_layers(model, IDS, visitor, States())
     for cut in kept.values():
         assert torch.isfinite(cut.router_weight).all()
@@ -93,6 +93,6 @@ def test_weights_that_are_not_finite_are_named(model: Any) -> None:
     model.base_model.layers[1].mlp.experts.down_proj[3, 0, 0] = float("nan")
     kept: dict[int, Any] = {}
     with pytest.raises(RefactorError, match="Expert 3 of MoE layer 1: ") as caught:
-        run_layers(model, IDS, CutVisitor(4, 0, 2, kept.get, kept.__setitem__), States())
+        run_layers(model, IDS, CutVisitor(4, 0, 2, 2, kept.get, kept.__setitem__), States())
     assert caught.value.reason is Reason.CORRUPT_CHECKPOINT
     assert list(kept) == [0]
