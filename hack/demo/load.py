@@ -46,7 +46,7 @@ class Target:
 
     url: str
     model: str
-    max_tokens: int = 8
+    max_tokens: int = 4  # short: prompts are where the level of a small model bites
     level: int | None = None  # pinned by the request
 
     def body(self, prompt: str) -> dict[str, object]:

@@ -36,24 +36,10 @@ counts = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def exact(place: Site, served: Served) -> Iterator[Served]:
-    """The example in float32 at level 100, where the same question has one answer."""
-    place.kube.patch_model(MODEL, {"serving": {"dtype": "float32"}, "elasticity": {"mode": "Off"}})
-    wait_rolled(place.kube, "float32")
+    """The example (float32) held at level 100, where the same question has one answer."""
+    journey.set_mode(place, served, "Off")
     yield served
-    place.kube.patch_model(
-        MODEL, {"serving": {"dtype": "bfloat16"}, "elasticity": {"mode": "Auto"}}
-    )
-    wait_rolled(place.kube, "bfloat16")
-
-
-def wait_rolled(kube: Kube, dtype: str) -> None:
-    def rolled() -> bool | None:
-        found = pods(kube, SERVING)
-        new = len(found) == 1 and dtype in json.dumps(found[0]["spec"])
-        return True if new and journey.is_ready(kube.get("prismmodel", MODEL)) else None
-
-    wait_until(rolled, 240, f"one pod with {dtype}", every_s=1)
-    kube.run("rollout", "status", f"deployment/{MODEL}", "--timeout=240s", timeout_s=250)
+    journey.set_mode(place, served, "Auto")
 
 
 def refresh(kube: Kube, selector: str) -> None:
