@@ -6,21 +6,26 @@ One decision worth arguing about: what a model needs from attention is found by 
 through it, not by reading its config; configs name the same thing in a dozen ways.
 """
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from prism.architectures import UnsupportedModel
-from prism.artifact import Artifact, open_artifact
+from prism.artifact import Artifact, ArtifactError, open_artifact, verify
 from prism.experts import attach
 from prism.loading import load_model
 
+from prism_serving import logs
 from prism_serving.engine import attention
 from prism_serving.engine.attention import KvBuffers, ProbeResult, UnsupportedAttention
 from prism_serving.engine.swaps import swap
 
+_log = logging.getLogger(__name__)
 _KV_SHARE_OF_MEMORY = 0.3
+_SHOWN_PROBLEMS = 10
 _SWEEPING_ROPE = ("dynamic", "longrope")
 
 
@@ -42,6 +47,7 @@ def load(path: Path, dtype: str, device: str, kernel: str = "auto") -> Loaded:
     from transformers import AttentionInterface
 
     artifact = open_artifact(path)
+    _require_whole(path)
     where = torch.device(device)
     model, _ = load_model(path, getattr(torch, dtype))
     model = model.to(where)
@@ -56,6 +62,18 @@ def load(path: Path, dtype: str, device: str, kernel: str = "auto") -> Loaded:
     return Loaded(
         model, artifact, where, kv, _eos(model), config.max_position_embeddings, config.vocab_size
     )
+
+
+def _require_whole(path: Path) -> None:
+    """Digest every block before any is served: a flipped bit in an expert gives fluent nonsense.
+    The bytes are read once more than needed, but the load that follows finds them in memory."""
+    began = time.monotonic()
+    problems = verify(path)
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        shown = problems[:_SHOWN_PROBLEMS] + ([f"and {more} more problems"] if more > 0 else [])
+        raise ArtifactError("\n".join([*shown, "copy the artifact again or refactor again"]))
+    _log.info(logs.fields("artifact is whole", seconds=time.monotonic() - began))
 
 
 def _require_fixed_rope(config: Any, architecture: str) -> None:
