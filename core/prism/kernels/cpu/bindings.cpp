@@ -72,6 +72,7 @@ prism::Routing routing(const Tensor& index, const Tensor& weights, at::IntArrayR
   const int64_t tokens = index.size(0), slots = index.size(1);
   check_index(index, tokens, slots);
   check(weights, "weights", at::kFloat, {tokens, slots});
+  TORCH_CHECK(shape[1] <= prism::kMaxSubExperts, "prism: ", shape[1], " sub-experts");
   return {tokens, slots, shape[0], shape[1], shape[2], index.const_data_ptr<int64_t>(),
           weights.const_data_ptr<float>()};
 }

@@ -50,15 +50,14 @@ struct KernelTable {
   // out[i] = scale * silu(gate[i]) * up[i]; n is a multiple of 8.
   void (*gate_f32)(const float* gate, const float* up, int64_t n, float scale, float* out);
   void (*gate_bf16)(const float* gate, const float* up, int64_t n, float scale, uint16_t* out);
-  float (*dot)(const float* a, const float* b, int64_t n);
-  // y[i] += scale * x[i]
-  void (*axpy)(float scale, const float* x, int64_t n, float* y);
   // Change of the summed objective if neuron i of the group with masses a and neuron j of the one with
   // masses b changed places.
   double (*swap_gain)(const SwapSums& sums, const float* a, const float* b, const float* i,
                       const float* j, int64_t tokens);
   // Fills `sums` from masses [groups, tokens]; groups is 4, 8, 16 or 32.
   void (*top_sums)(const float* mass, int64_t groups, int64_t tokens, const SwapSums& sums);
+  // out += scale * sum of the rows, n elements each
+  void (*add_rows)(float scale, const float* const* rows, int64_t count, int64_t n, float* out);
   float (*row_max)(const float* s, int64_t n);
   // s = e^(s - most); gives the sum.
   float (*exp_sum)(float* s, int64_t n, float most);

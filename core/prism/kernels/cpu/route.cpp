@@ -21,13 +21,15 @@ void select(const KernelTable& isa, const Routing& r, const float* x, const floa
     for (int64_t pair = begin * r.slots; pair < end * r.slots; pair++) {
       const int64_t token = pair / r.slots, expert = r.index[pair];
       const float theta = log_theta[token], weight = std::log(r.weights[pair]);
-      for (int64_t i = 0; i < n; i++) {
-        const int64_t s = expert * n + i;
-        state[pair * n + i] =
-            expert < r.experts &&
-            (theta == -INFINITY || weight + bias[s] + isa.dot(x + token * r.hidden,
-                                                              router + s * r.hidden, r.hidden) > theta);
+      uint8_t* own = state + pair * n;
+      if (expert >= r.experts || theta == -INFINITY) {
+        std::fill(own, own + n, expert < r.experts);
+        continue;
       }
+      float score[kMaxSubExperts];
+      isa.rows_f32.key_scores(x + token * r.hidden, router + expert * n * r.hidden, n, r.hidden,
+                              score);
+      for (int64_t i = 0; i < n; i++) own[i] = weight + bias[expert * n + i] + score[i] > theta;
     }
   });
 }
@@ -42,11 +44,14 @@ void compensate(const KernelTable& isa, const Routing& r, const uint8_t* state, 
       for (int64_t pair = 0; pair < r.tokens * r.slots; pair++) {
         const int64_t token = pair / r.slots, expert = r.index[pair];
         if (expert >= r.experts) continue;
-        const float* mean = means + (knot[token] * r.experts + expert) * n * r.hidden;
+        const float* mean = means + (knot[token] * r.experts + expert) * n * r.hidden + first;
+        const float* dropped[kMaxSubExperts];
+        int64_t count = 0;
         for (int64_t i = 0; i < n; i++)
-          if (state[pair * n + i] == 0)
-            isa.axpy(r.weights[pair], mean + i * r.hidden + first,
-                     std::min(kColumns, r.hidden - first), out + token * r.hidden + first);
+          if (state[pair * n + i] == 0) dropped[count++] = mean + i * r.hidden;
+        if (count > 0)
+          isa.add_rows(r.weights[pair], dropped, count, std::min(kColumns, r.hidden - first),
+                       out + token * r.hidden + first);
       }
   });
 }

@@ -7,6 +7,8 @@
 
 namespace prism {
 
+constexpr int64_t kMaxSubExperts = 64;
+
 struct Routing {
   int64_t tokens, slots, experts, sub_experts, hidden;
   const int64_t* index;   // [tokens, slots]; >= experts: off

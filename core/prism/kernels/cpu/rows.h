@@ -178,6 +178,25 @@ PRISM_TARGET static void mix_values(const float* p, const T* values, int64_t n, 
     for (int64_t j = 0; j < n; j++) out[i] += p[j] * load_one(values + j * dim + i);
 }
 
+PRISM_TARGET static void add_rows(float scale, const float* const* rows, int64_t count, int64_t n,
+                                  float* out) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    Vec sum[4] = {};
+    for (int64_t r = 0; r < count; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; v++) sum[v] += load(rows[r] + i + v * kLanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++)
+      store(out + i + v * kLanes, load(out + i + v * kLanes) + scale * sum[v]);
+  }
+  for (; i < n; i++) {
+    float sum = 0.0f;
+    for (int64_t r = 0; r < count; r++) sum += rows[r][i];
+    out[i] += scale * sum;
+  }
+}
+
 template <typename T>
 constexpr prism::RowKernels<T> kRowKernels{rms_norm<T>, rotate<T>,     widen<T>,
                                            scale_to<T>, key_scores<T>, mix_values<T>};

@@ -181,26 +181,6 @@ PRISM_TARGET static void gate_bf16(const float* gate, const float* up, int64_t n
   }
 }
 
-PRISM_TARGET static float dot(const float* a, const float* b, int64_t n) {
-  Vec acc[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; v++) acc[v] += load(a + i + v * kLanes) * load(b + i + v * kLanes);
-  float lanes[kLanes];
-  store(lanes, (acc[0] + acc[1]) + (acc[2] + acc[3]));
-  float sum = 0.0f;
-  for (int v = 0; v < kLanes; v++) sum += lanes[v];
-  for (; i < n; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-PRISM_TARGET static void axpy(float scale, const float* x, int64_t n, float* y) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(y + i, load(y + i) + scale * load(x + i));
-  for (; i < n; i++) y[i] += scale * x[i];
-}
-
 PRISM_TARGET static void tile_f32(const float* a, int64_t rows, int64_t k, const float* b,
                                   int64_t cols, float* const* c, bool accumulate) {
   panel<float>(a, rows, k, b, cols, c, accumulate);
