@@ -202,8 +202,9 @@ def refactor(out: Path) -> None:
 
 def report(given: argparse.Namespace, rows: list[Row]) -> dict[str, Any]:
     cpu = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x)
+    reused = " --artifact DIR" if given.artifact else ""
     return {
-        "command": f"python bench/step_time.py --rounds {given.rounds}",
+        "command": f"python bench/step_time.py --rounds {given.rounds}{reused}",
         "date": time.strftime("%Y-%m-%d"),
         "model": "examples/tiny-moe",
         "cpu": cpu.split(":", 1)[1].strip(),
