@@ -24,6 +24,7 @@ from prism_operator.scaler.model import CostModel, gate_floor
 from prism_operator.scaler.state import Decision, Limits, Memory, Pods, Signals
 
 UNSETTLED_S: Final = 10.0  # look again this soon while something is on its way
+UNWATCHED: Final = ("NameTaken", "ClaimNotFound")  # ended by objects whose events wake nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,11 @@ class Plan:
     def memory(self) -> Memory | None:
         return self.decision.memory if self.decision else None
 
+    @property
+    def blind(self) -> bool:
+        """Nothing will tell us when the wait is over: the next pass has to list anew."""
+        return self.refactoring.reason in UNWATCHED
+
 
 def make(
     model: Model,
@@ -171,7 +177,7 @@ def limits_of(model: Model, artifact: Mapping[str, Any]) -> Limits:
 def _blocked(reason: str, message: str, old: Json) -> Plan:
     waiting = Refactoring(reason, message)
     served = str(old.get("hash") or "")
-    return Plan((), waiting, served, None, 3 * UNSETTLED_S, blocked=Trouble(reason, message))
+    return Plan((), waiting, served, None, UNSETTLED_S, blocked=Trouble(reason, message))
 
 
 def _claim(model: Model, seen: Observed) -> list[Action]:
@@ -217,7 +223,11 @@ def _completed(model: Model, job: JobView, wanted: str) -> tuple[list[Action], R
     if job.result is None or job.result.get("result") != "ok":
         text = f"Job {job.name} succeeded without a readable result (to run it again, delete it)"
         return [], Refactoring("NoResult", text, failed=True)
-    artifact = _artifact(model, job.result, wanted)
+    try:
+        artifact = _artifact(model, job.result, wanted)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        text = f"the result of Job {job.name} cannot be used: {type(error).__name__} {error}"
+        return [], Refactoring("NoResult", f"{text} (to run it again, delete it)", failed=True)
     return [], Refactoring("Refactored", _summary(artifact), artifact)
 
 

@@ -5,6 +5,7 @@ gets no service account token: neither talks to the API server. The gateway is a
 init container that restarts), so it starts before the engine and stops after it.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -210,12 +211,15 @@ def _common_args(model: Model) -> list[str]:
 
 
 def _whole_cpus(resources: Json) -> int:
-    """Threads for a CPU limit, 0 for none: more threads than the quota only get throttled."""
-    text = str(resources.get("limits", {}).get("cpu", ""))
-    if not text:
+    """Threads for a CPU limit: more than the quota only get throttled.
+
+    0 for none, and for one in another notation: the engine counts for itself, and what is no
+    quantity at all the API server refuses with its own words.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)(m?)", str(resources.get("limits", {}).get("cpu", "")))
+    if not found:
         return 0
-    cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
-    return max(1, int(cores))
+    return max(1, int(float(found[1]) / (1000 if found[2] else 1)))
 
 
 def _serving_volumes(model: Model) -> list[Json]:

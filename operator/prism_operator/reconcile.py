@@ -18,33 +18,44 @@ from typing import Any, Final
 
 from prism import contract
 
-from prism_operator import api, names, plan, status
+from prism_operator import api, manifests, names, plan, status
 from prism_operator.api import Json, Model
 from prism_operator.kube import Conflict, Gateway, KubeError, Refused
 from prism_operator.meters import Meters
 from prism_operator.observe import Observed, Trouble, observe
 from prism_operator.plan import Action, Apply, Create, Delete, Measured, Plan, Push
 from prism_operator.pods import Context
-from prism_operator.scaler.state import Memory, memory_from_json
+from prism_operator.scaler.state import Change, Memory, memory_from_json
 from prism_operator.telemetry import Telemetry
 
 RESYNC_S: Final = 300.0
 AGAIN_S: Final = 0.2  # after a write: look at its result soon
-REFUSED_S: Final = 30.0  # the API server said no: a person has to change something
+REFUSED_S: Final = 30.0  # the API server said no: the same is not asked again before
 LISTED: Final = ("Job", "Deployment", "Service", "ConfigMap", "NetworkPolicy", "Pod")
 
 log = logging.getLogger("prism.reconcile")
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What the API server said no to, when, and why."""
+
+    action: Action
+    at: float
+    why: str
+
+
 @dataclass(slots=True)
 class _Kept:
-    """What one object's loop remembers between passes."""
+    """What one object's loop remembers between passes; ``untold`` is decided but in no status."""
 
     status: Json
     seen: Observed | None = None
     seen_at: float = 0.0
     memory: Memory | None = None
     written_at: float = 0.0
+    refusals: tuple[_Refusal, ...] = ()
+    untold: tuple[Change, ...] = ()
 
 
 @dataclass(slots=True)
@@ -84,21 +95,18 @@ class Reconciler:
         memory = kept.memory or _remembered(seen, kept.status)
         measured = await self._measure(model, seen, memory)
         made = plan.make(model, seen, kept.status, measured, memory, self.context, now, self.tick_s)
-        wrote, refused = False, False
-        try:
-            wrote, measured = await self._execute(model, made.actions, seen, measured)
-        except Refused as error:
-            refused = True
-            made = replace(made, refused=Trouble("RefusedByAPIServer", str(error)))
-        else:
-            kept.memory = made.memory or memory
-        if wrote or refused:
+        wrote, measured = await self._execute(model, made.actions, seen, measured, kept, now)
+        if kept.refusals:
+            text = "; ".join(refusal.why for refusal in kept.refusals)
+            made = replace(made, refused=Trouble("RefusedByAPIServer", text))
+        kept.memory = made.memory or memory
+        if wrote or made.blind or any(refusal.at == now for refusal in kept.refusals):
             kept.seen = None
         self.meters.plan(model.namespace, model.name, made, measured, now)
         await self._report(model, seen, made, measured, kept, now)
-        if refused:
-            return REFUSED_S
-        return AGAIN_S if wrote else made.requeue_s
+        if wrote:
+            return AGAIN_S
+        return REFUSED_S if kept.refusals and made.decision is None else made.requeue_s
 
     async def _observe(self, model: Model) -> Observed:
         labels = f"{contract.LABEL_MODEL}={model.name}"
@@ -136,13 +144,18 @@ class Reconciler:
             "Service": model.name,
             "NetworkPolicy": model.name,
             "ConfigMap": names.control(model.name),
+            "Job": names.job(model.name, manifests.artifact_hash(model)),
         }
-        absent = [kind for kind in expected if not children[kind]]
+        absent = [
+            kind
+            for kind, name in expected.items()
+            if all(_name(child) != name for child in children[kind])
+        ]
         found = await asyncio.gather(
             *(self.kube.get(kind, model.namespace, expected[kind]) for kind in absent)
         )
         return {
-            kind: [{"kind": kind, **one}]
+            kind: [*children[kind], {"kind": kind, **one}]
             for kind, one in zip(absent, found, strict=True)
             if one is not None
         }
@@ -153,18 +166,36 @@ class Reconciler:
         return await self.telemetry.measure(model, seen.ready_pods, memory.seq, self._token(model))
 
     async def _execute(
-        self, model: Model, actions: tuple[Action, ...], seen: Observed, measured: Measured
+        self,
+        model: Model,
+        actions: tuple[Action, ...],
+        seen: Observed,
+        measured: Measured,
+        kept: _Kept,
+        now: float,
     ) -> tuple[bool, Measured]:
-        """In order; an error ends the pass, and the next one goes on from what is there."""
-        wrote = False
+        """In order; an error ends the pass, and the next one goes on from what is there.
+
+        A refusal ends its own action alone: a Job over its quota must not keep the level from the
+        pods that serve.
+        """
+        wrote, recent = False, [one for one in kept.refusals if now - one.at < REFUSED_S]
+        kept.refusals = ()
         for action in actions:
             if isinstance(action, Push):
                 token = self._token(model)
                 took = await self.telemetry.push(seen.ready_pods, action.level, token)
                 measured = replace(measured, applied=took)
                 continue
-            wrote = True
-            await self._write(model, action)
+            refusal = next((one for one in recent if one.action == action), None)
+            if refusal is None:
+                try:
+                    await self._write(model, action)
+                    wrote = True
+                except Refused as error:
+                    refusal = _Refusal(action, now, str(error))
+            if refusal is not None:
+                kept.refusals += (refusal,)
         return wrote, measured
 
     async def _write(self, model: Model, action: Apply | Create | Delete) -> None:
@@ -186,13 +217,16 @@ class Reconciler:
     async def _report(
         self, model: Model, seen: Observed, made: Plan, measured: Measured, kept: _Kept, now: float
     ) -> None:
+        if made.decision:
+            kept.untold = made.decision.changes + kept.untold
+            made = replace(made, decision=replace(made.decision, changes=kept.untold))
         new = status.build(model, seen, made, measured, kept.status, now)
         self.meters.status(model.namespace, model.name, new)
         if not status.must_write(kept.status, new, now - kept.written_at):
             return
         told = status.notices(made, kept.status, new)
         await self._write_status(model.namespace, model.name, new)
-        kept.status, kept.written_at = new, now
+        kept.status, kept.written_at, kept.untold = new, now, ()
         for notice in told:
             log.info("%s: %s: %s", model.key, notice.reason, notice.message)
             await self._event(model, notice, now)

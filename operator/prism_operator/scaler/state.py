@@ -111,12 +111,16 @@ _CLOCKS: Final = (
     "seq", "floor", "ceiling", "limit", "waits", "trouble", "lowered_at", "raised_at", "scaled_at",
     "below_since", "last_data",
 )  # fmt: skip
+_UNSET: Final = ((None, "below_since"), (None, "last_data"))
 
 
 def memory_from_json(data: dict[str, Any]) -> Memory:
     """Memory as an earlier process left it; raises KeyError, TypeError or ValueError."""
     samples = tuple((float(t), Demand(float(r), float(p), float(o)))
                     for t, r, p, o in data["samples"])  # fmt: skip
+    for name in _CLOCKS:
+        if not isinstance(data[name], (int, float)) and (data[name], name) not in _UNSET:
+            raise TypeError(f"{name} is {data[name]!r}")
     return Memory(**{name: data[name] for name in _CLOCKS}, samples=samples)
 
 
