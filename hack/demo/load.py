@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 from prism import contract
 
-MAX_IN_FLIGHT = 256
+MAX_IN_FLIGHT = 600
 REQUEST_TIMEOUT_S = 60.0
 
 
