@@ -8,7 +8,7 @@ the vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -115,3 +115,27 @@ def operating_point(
 
 def _standard_error(values: Tensor) -> float:
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def packed(samples: dict[int, Sample]) -> dict[str, Tensor]:
+    """Samples as named tensors, for the partial folder."""
+    tensors = {}
+    for level, sample in samples.items():
+        for name, value in asdict(sample).items():
+            tensors[f"{level}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def unpacked(kept: dict[str, Tensor]) -> dict[int, Sample]:
+    """What ``packed`` was given."""
+    levels = sorted({int(name.partition(".")[0]) for name in kept}, reverse=True)
+    return {
+        level: Sample(
+            kept[f"{level}.loss"],
+            kept[f"{level}.kl"],
+            kept[f"{level}.agrees"],
+            int(kept[f"{level}.own"]),
+            int(kept[f"{level}.candidates"]),
+        )
+        for level in levels
+    }

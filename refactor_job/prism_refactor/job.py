@@ -7,12 +7,10 @@ what serving runs, so the numbers in the manifest describe the files on disk, an
 cannot go unseen.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -32,8 +30,7 @@ from prism.experts import attach, find_expert_modules
 from prism.loading import load_model
 from torch import Tensor
 
-from prism_refactor import evaluate, report, text, write
-from prism_refactor.batches import BATCH_SIZES
+from prism_refactor import evaluate, report, request, text, write
 from prism_refactor.calibrate import run_layers
 from prism_refactor.cut import Cut, CutVisitor
 from prism_refactor.errors import Reason, RefactorError
@@ -44,7 +41,6 @@ from prism_refactor.options import (
     EVALUATION_TOKENS,
     KNOT_STRIDE,
     KNOTS,
-    METHOD_VERSION,
     METHODS,
     MIN_CALIBRATION_TOKENS,
     MIN_EVALUATION_TOKENS,
@@ -52,13 +48,13 @@ from prism_refactor.options import (
     Options,
 )
 from prism_refactor.progress import Progress, Stage
-from prism_refactor.reduce import LayerKnot, ReduceVisitor
+from prism_refactor.reduce import LayerKnot, ReduceVisitor, batch_curves
 from prism_refactor.source import Checkpoint, open_source, require_divisible
 from prism_refactor.store import KeptHidden, PartialFolder, write_atomically
 
 _log = logging.getLogger(__name__)
-SAME_LOGITS: Final = 1e-4  # of fp32 logits before and after permuting
-_SAME_LOSS: Final = 0.02  # of the mean loss where the model runs in a 16-bit dtype
+_SAME_LOGITS: Final = 1e-4  # share of the largest logit, in fp32
+_SAME_LOGITS_16_BIT: Final = 0.2  # share of the largest logit: other orders of summation round
 _SPACE_MARGIN: Final = 1.1
 
 Stages = Callable[[list[Stage]], Progress]
@@ -84,88 +80,13 @@ def refactor(options: Options, progress_of: Stages) -> Artifact:
     files = checkpoint.digests()
     folder = PartialFolder(options.out)
     if options.out.exists():
-        return _confirm(options, files, corpus.digest, folder)
-    _require_parent(options)
-    key = _key(options, files, corpus.digest)
+        return request.confirm(options, files, corpus.digest, folder)
+    request.require_parent(options)
+    key = request.key_of(options, files, corpus.digest)
     with folder.locked(key):
         done = _Run(options, checkpoint, files, folder, progress_of).run(corpus)
         folder.publish()
     return Artifact(options.out, done.manifest, done.digest)
-
-
-def _confirm(
-    options: Options, files: dict[str, str], calibration: str, folder: PartialFolder
-) -> Artifact:
-    """A result is there already: it must be the one asked for, and whole."""
-    try:
-        found = artifacts.open_artifact(options.out)
-    except artifacts.ArtifactError as error:
-        raise RefactorError(
-            Reason.BAD_INPUT,
-            f"{options.out} exists and is no whole artifact ({str(error).splitlines()[0]}); it is "
-            "not overwritten: remove it or choose another --out.",
-        ) from error
-    manifest = found.manifest
-    asked = {
-        "source files": files,
-        "sub-experts": options.sub_experts,
-        "seed": options.seed,
-        "calibration text": calibration,
-        "calibration tokens": str(options.tokens),
-    }
-    held = {
-        "source files": manifest.source.files,
-        "sub-experts": manifest.sub_experts,
-        "seed": manifest.seed,
-        "calibration text": manifest.calibration.digest,
-        "calibration tokens": manifest.methods.get("tokens_asked"),
-    }
-    differing = [name for name in asked if asked[name] != held[name]]
-    if differing:
-        raise RefactorError(
-            Reason.BAD_INPUT,
-            f"{options.out} holds an artifact made with other {', '.join(differing)}; it is not "
-            "overwritten: remove it or choose another --out.",
-        )
-    problems = artifacts.verify(options.out)
-    if problems:
-        raise RefactorError(
-            Reason.BAD_INPUT,
-            f"{options.out} is damaged ({problems[0]}; {len(problems)} in all); remove it and run "
-            "again.",
-        )
-    folder.remove()
-    _log.info("%s is complete and whole: nothing to do", options.out)
-    return found
-
-
-def _require_parent(options: Options) -> None:
-    """Makes the folder that the result goes into, where it is missing."""
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RefactorError(
-            Reason.BAD_INPUT,
-            f"{options.out.parent}, where the result should go, is no directory and cannot be "
-            f"made one ({error.strerror}).",
-        ) from error
-
-
-def _key(options: Options, files: dict[str, str], calibration: str) -> str:
-    """Digest of all that the stage files depend on."""
-    inputs = {
-        "files": files,
-        "calibration": calibration,
-        "sub_experts": options.sub_experts,
-        "seed": options.seed,
-        "tokens": options.tokens,
-        "source_uri": options.source_uri,
-        "method": METHOD_VERSION,
-        "knots": KNOTS,
-        "levels": EVALUATION_LEVELS,
-        "window": WINDOW,
-    }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 class _Run:
@@ -346,7 +267,7 @@ class _Run:
                 for level, row in zip(KNOTS, knots, strict=True)
             ),
             operating_points=points,
-            batch_curves=_batch_curves(knots, cuts[0].permutations.shape[1] // sub_experts),
+            batch_curves=batch_curves(knots, cuts[0].permutations.shape[1] // sub_experts),
             methods=METHODS | {"tokens_asked": str(options.tokens)},
             block_digests=write.digests(checkpoint, places, self._folder.artifact),
         )
@@ -378,9 +299,9 @@ class _Run:
             kept = self._folder.load(name)
             if kept is None:
                 measured = evaluate.evaluate_batch(model, ids, EVALUATION_LEVELS)
-                self._folder.save(name, _packed(measured))
+                self._folder.save(name, evaluate.packed(measured))
             else:
-                measured = _unpacked(kept)
+                measured = evaluate.unpacked(kept)
             for level, sample in measured.items():
                 samples[level].append(sample)
             self._progress.advance("evaluate", found=kept is not None)
@@ -397,7 +318,7 @@ class _Run:
             logits = model(self._batches[0][: len(probe), :-1], use_cache=False).logits.float()
         difference = float((logits - probe).abs().max())
         scale = max(1.0, float(probe.abs().max()))
-        limit = SAME_LOGITS if model.dtype == torch.float32 else _SAME_LOSS * 10
+        limit = _SAME_LOGITS if model.dtype == torch.float32 else _SAME_LOGITS_16_BIT
         _log.info("written checkpoint against source: logits differ by at most %.1e", difference)
         if difference > limit * scale:
             raise RefactorError(
@@ -409,49 +330,3 @@ class _Run:
 
 def _knot_name(level: int, layer: int) -> str:
     return f"knot-{level:03d}-{layer:03d}"
-
-
-def _batch_curves(
-    knots: list[list[LayerKnot]], slice_width: int
-) -> dict[str, dict[str, list[float]]]:
-    """Shares of a batch's bytes and compute, mean over layers, overheads included.
-
-    Sub-router and means are fp32 against bf16 weights, so a slice's router costs
-    ``4 H / (3 * 2 * H * I/N)`` of its weights, and so does its mean.
-    """
-    overhead = 4 / (3 * 2 * slice_width)
-    curves = {}
-    for level, row in zip(KNOTS, knots, strict=True):
-        read = torch.stack([knot.read for knot in row]).mean(0)
-        dropped = torch.stack([knot.dropped for knot in row]).mean(0)
-        rides = torch.stack([knot.computed for knot in row]).mean(0)
-        curves[str(level)] = {
-            "batch": [float(size) for size in BATCH_SIZES],
-            "bytes_share": (read + overhead * (1 + dropped)).tolist(),
-            "ride_along_bytes_share": (read + overhead * (2 - read)).tolist(),
-            "computed_share": [level / 100] * len(BATCH_SIZES),
-            "ride_along_computed_share": rides.tolist(),
-        }
-    return curves
-
-
-def _packed(samples: dict[int, evaluate.Sample]) -> dict[str, Tensor]:
-    packed = {}
-    for level, sample in samples.items():
-        for name, value in asdict(sample).items():
-            packed[f"{level}.{name}"] = torch.as_tensor(value)
-    return packed
-
-
-def _unpacked(kept: dict[str, Tensor]) -> dict[int, evaluate.Sample]:
-    levels = sorted({int(name.partition(".")[0]) for name in kept}, reverse=True)
-    return {
-        level: evaluate.Sample(
-            kept[f"{level}.loss"],
-            kept[f"{level}.kl"],
-            kept[f"{level}.agrees"],
-            int(kept[f"{level}.own"]),
-            int(kept[f"{level}.candidates"]),
-        )
-        for level in levels
-    }

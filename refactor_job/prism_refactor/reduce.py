@@ -13,11 +13,11 @@ import torch
 from prism.kernels import choose
 from torch import Tensor, nn
 
-from prism_refactor.batches import BatchShares, batch_shares
+from prism_refactor.batches import BATCH_SIZES, BatchShares, batch_shares
 from prism_refactor.compensate import compensate
 from prism_refactor.cut import Cut
 from prism_refactor.layer_experts import expert_of, routed, spread, weight
-from prism_refactor.options import COMPENSATION_TOKENS
+from prism_refactor.options import COMPENSATION_TOKENS, KNOTS
 from prism_refactor.thresholds import log_threshold, scores
 
 
@@ -110,3 +110,27 @@ def reduced_output(
     row = torch.zeros(len(x), dtype=torch.int64)
     kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
     return out
+
+
+def batch_curves(
+    knots: list[list[LayerKnot]], slice_width: int
+) -> dict[str, dict[str, list[float]]]:
+    """Shares of a batch's bytes and compute, mean over layers, overheads included.
+
+    Sub-router and means are fp32 against bf16 weights, so a slice's router costs
+    ``4 H / (3 * 2 * H * I/N)`` of its weights, and so does its mean.
+    """
+    overhead = 4 / (3 * 2 * slice_width)
+    curves = {}
+    for level, row in zip(KNOTS, knots, strict=True):
+        read = torch.stack([knot.read for knot in row]).mean(0)
+        dropped = torch.stack([knot.dropped for knot in row]).mean(0)
+        rides = torch.stack([knot.computed for knot in row]).mean(0)
+        curves[str(level)] = {
+            "batch": [float(size) for size in BATCH_SIZES],
+            "bytes_share": (read + overhead * (1 + dropped)).tolist(),
+            "ride_along_bytes_share": (read + overhead * (2 - read)).tolist(),
+            "computed_share": [level / 100] * len(BATCH_SIZES),
+            "ride_along_computed_share": rides.tolist(),
+        }
+    return curves

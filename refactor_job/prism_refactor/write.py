@@ -6,6 +6,7 @@ are permuted while the file streams through, so the largest thing in memory is o
 expert.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def write_shard(
             data = source.read(edit.entry.end - edit.entry.start)
             target.write(_reordered(data, edit))
         shutil.copyfileobj(source, target, _CHUNK_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
     temporary.replace(to / shard.name)
 
 

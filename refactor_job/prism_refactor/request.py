@@ -1,0 +1,103 @@
+"""What was asked for: the key of its work, and whether the result is there already.
+
+Knows options, digests and the manifest. The decision worth arguing about: a result made from other
+inputs is refused by naming what differs, never overwritten; deleting is the user's act.
+"""
+
+import hashlib
+import json
+import logging
+
+from prism import artifact as artifacts
+from prism.artifact import Artifact
+
+from prism_refactor.errors import Reason, RefactorError
+from prism_refactor.options import (
+    EVALUATION_LEVELS,
+    EVALUATION_TOKENS,
+    KNOT_STRIDE,
+    KNOTS,
+    METHOD_VERSION,
+    WINDOW,
+    Options,
+)
+from prism_refactor.store import PartialFolder
+
+_log = logging.getLogger(__name__)
+
+
+def confirm(
+    options: Options, files: dict[str, str], calibration: str, folder: PartialFolder
+) -> Artifact:
+    """A result is there already: it must be the one asked for, and whole."""
+    try:
+        found = artifacts.open_artifact(options.out)
+    except artifacts.ArtifactError as error:
+        raise RefactorError(
+            Reason.BAD_INPUT,
+            f"{options.out} exists and is no whole artifact ({str(error).splitlines()[0]}); it is "
+            "not overwritten: remove it or choose another --out.",
+        ) from error
+    manifest = found.manifest
+    asked = {
+        "source files": files,
+        "sub-experts": options.sub_experts,
+        "seed": options.seed,
+        "calibration text": calibration,
+        "calibration tokens": str(options.tokens),
+    }
+    held = {
+        "source files": manifest.source.files,
+        "sub-experts": manifest.sub_experts,
+        "seed": manifest.seed,
+        "calibration text": manifest.calibration.digest,
+        "calibration tokens": manifest.methods.get("tokens_asked"),
+    }
+    differing = [name for name in asked if asked[name] != held[name]]
+    if differing:
+        raise RefactorError(
+            Reason.BAD_INPUT,
+            f"{options.out} holds an artifact made with other {', '.join(differing)}; it is not "
+            "overwritten: remove it or choose another --out.",
+        )
+    problems = artifacts.verify(options.out)
+    if problems:
+        raise RefactorError(
+            Reason.BAD_INPUT,
+            f"{options.out} is damaged ({problems[0]}; {len(problems)} in all); remove it and run "
+            "again.",
+        )
+    folder.remove()
+    _log.info("%s is complete and whole: nothing to do", options.out)
+    return found
+
+
+def require_parent(options: Options) -> None:
+    """Makes the folder that the result goes into, where it is missing."""
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise RefactorError(
+            Reason.BAD_INPUT,
+            f"{options.out.parent}, where the result should go, is no directory and cannot be "
+            f"made one ({error.strerror}).",
+        ) from error
+
+
+def key_of(options: Options, files: dict[str, str], calibration: str) -> str:
+    """Digest of all that the stage files depend on."""
+    inputs = {
+        "files": files,
+        "calibration": calibration,
+        "sub_experts": options.sub_experts,
+        "seed": options.seed,
+        "tokens": options.tokens,
+        "source_uri": options.source_uri,
+        "method": METHOD_VERSION,
+        "knots": KNOTS,
+        "levels": EVALUATION_LEVELS,
+        "stride": KNOT_STRIDE,
+        "evaluation_tokens": EVALUATION_TOKENS,
+        "window": WINDOW,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
