@@ -20,7 +20,7 @@ def main() -> int:
         return int(contract.ExitCode.USAGE)
     kind = kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.FULL
     kopf.configure(verbose=False, log_format=kind, log_refkey="object")
-    for noisy in ("kopf.activities", "aiohttp.access", "asyncio"):
+    for noisy in ("kopf.activities", "kopf.objects", "aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     registry = kopf.OperatorRegistry()
     handlers.register(registry, settings)

@@ -116,7 +116,6 @@ class Model:
     namespace: str
     uid: str
     generation: int
-    deleting: bool
     served_name: str
     source: Source
     cache: Cache
@@ -219,7 +218,6 @@ def parse(body: Mapping[str, Any]) -> Model:
         namespace=meta.text("namespace", None),
         uid=meta.text("uid", None),
         generation=meta.number("generation", 1),
-        deleting=meta.has("deletionTimestamp"),
         served_name=spec.sub("model").text("name") or name,
         source=_source(spec.sub("model")),
         cache=_cache(spec.sub("cache"), name),

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import logging
 import random
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ BACKOFF_S = (1, 2, 5, 10, 20, 40, 60)
 STUCK_S = 600.0  # a loop that has not come round for this long is reported by the probe
 CHILDREN = (("batch", "v1", "jobs"), ("apps", "v1", "deployments"), ("", "v1", "pods"))
 
+log = logging.getLogger("prism.handlers")
+
 
 class _Backoffs:
     """Kopf's waits between tries, without end: an API server's upgrade is to be sat out."""
@@ -51,9 +54,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.chunk_size = 500
-    for group, _, plural in CHILDREN:
-        key = f"{group}/{plural}" if group else plural
-        settings.watching.label_selectors[key] = contract.LABEL_MODEL
+    for child in CHILDREN:
+        settings.watching.label_selectors[child] = contract.LABEL_MODEL
     settings.background.cancellation_polling = 5
     settings.process.ultimate_exiting_timeout = 30
 
@@ -66,7 +68,7 @@ def register(registry: kopf.OperatorRegistry, config: Config, health: bool = Tru
         settings: kopf.OperatorSettings, memo: kopf.Memo, logger: Any, **_: Any
     ) -> None:
         configure(settings)
-        logger.info(config.describe())
+        log.info("%s", config.describe())  # Kopf's own logger is set to warnings
         memo.kube = await Kube.connect()
         while not await memo.kube.serves(contract.KIND):
             # Scanning is off, so a kind that appears later would never be noticed.

@@ -63,7 +63,6 @@ class DeploymentView:
     artifact: str
     image: str
     replicas: int
-    ready: int
     up_to_date: bool
     trouble: Trouble | None
 
@@ -204,7 +203,6 @@ def _deployment(deployment: Json) -> DeploymentView:
         artifact=_annotation(deployment, contract.ANNOTATION_ARTIFACT),
         image=str(next((c.get("image") for c in pod.get("containers") or ()), "")),
         replicas=replicas,
-        ready=int(status.get("readyReplicas") or 0),
         up_to_date=seen and updated >= replicas and int(status.get("replicas") or 0) <= updated,
         trouble=Trouble("PodsRefused", str(failing.get("message"))) if failing else None,
     )

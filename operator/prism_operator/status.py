@@ -85,7 +85,9 @@ def notices(plan: Plan, old: Mapping[str, Any], new: Json) -> list[Notice]:
         if not last and condition["status"] != "True" and condition["reason"] in _QUIET_REASONS:
             continue
         bad = condition["status"] == "False" and condition["reason"] not in _QUIET_REASONS
-        found.append(Notice(bad, condition["reason"], condition["message"] or condition["reason"]))
+        notice = Notice(bad, condition["reason"], condition["message"] or condition["reason"])
+        if notice not in found:  # Ready often says what Refactored says
+            found.append(notice)
     return found
 
 

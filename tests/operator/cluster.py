@@ -20,7 +20,6 @@ Json = dict[str, Any]
 Key = tuple[str, str, str]  # plural, namespace, name
 
 KINDS = {plural: (prefix, kind) for kind, (prefix, plural) in PATHS.items()}
-WITH_STATUS = {"prismmodels", "jobs", "deployments", "pods", "persistentvolumeclaims"}
 
 
 @dataclass(frozen=True)

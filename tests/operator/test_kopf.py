@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 import pytest
+from prism import contract
 from prism_operator import handlers, names
 from prism_operator.config import Config
 
@@ -183,6 +184,15 @@ def test_the_way_of_an_object_from_apply_to_delete(stack: Stack, make_body: Make
         stack.server.call(lambda: stack.cluster.remove("prismmodels", "llm", "tiny"))
         stack.until(lambda: not stack.cluster.get("prismmodels", "llm", "tiny"), 10, turn=False)
         assert not stack.cluster.list("deployments") and not stack.cluster.list("jobs")
+
+
+def test_nobody_elses_children_are_watched(stack: Stack) -> None:
+    """A cluster has thousands of pods; only those of PrismModels are listed and followed."""
+    with stack.operator():
+        watches = stack.until(lambda: len(stack.server.watches) == 4 and [*stack.server.watches])
+        chosen = {plural: selector for plural, _, selector, _ in watches}
+        assert chosen.pop("prismmodels") == ""
+        assert chosen == dict.fromkeys(("jobs", "deployments", "pods"), contract.LABEL_MODEL)
 
 
 def test_an_operator_that_restarts_finishes_what_the_last_one_began(

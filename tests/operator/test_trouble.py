@@ -109,6 +109,13 @@ def test_an_edit_after_a_refusal_is_tried_at_once(operator: Operator, make_body:
     assert len(tried) == 2
 
 
+def test_one_change_is_one_event(operator: Operator, make_body: Make) -> None:
+    operator.apply(make_body(model={"uri": "pvc://elsewhere/m"}))
+    operator.settle(finish=False)
+    told = [w.body["reason"] for w in operator.writes("events")]
+    assert told.count("ClaimNotFound") == 1
+
+
 def test_a_decision_outlives_a_status_that_could_not_be_written(
     operator: Operator, make_body: Make
 ) -> None:
