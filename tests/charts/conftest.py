@@ -53,6 +53,11 @@ class Rendering:
         return {e["name"]: e.get("value", "") for e in self.pod["containers"][0]["env"]}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The last of all: on a fresh machine the cluster's tests build the helm that these need."""
+    items.sort(key=lambda item: Path(__file__).parent in item.path.parents)
+
+
 @pytest.fixture(scope="session")
 def helm() -> str:
     found = find_helm()

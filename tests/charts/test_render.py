@@ -266,6 +266,7 @@ def test_notes_tell_the_next_step_and_warn(helm: str, tmp_path: Path) -> None:
     plain = notes("image.registry=r.example", "prometheus.url=http://p:9090")
     assert "kubectl get prismmodels" in plain
     assert "prometheus.url is empty" not in plain and 'is "localhost"' not in plain
+    assert "delete the PrismModels" in plain and "moeprism.io/operator" in plain
     warned = notes("crds.enabled=false", "watchNamespaces={llm}")
     assert "prometheus.url is empty" in warned
     assert 'image.registry is "localhost"' in warned

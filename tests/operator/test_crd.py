@@ -55,6 +55,14 @@ RULES: list[tuple[str, Json, str]] = [
      "refactor.calibration.uri must be pvc://CLAIM/PATH"),
     ("accelerator", {"serving": {"accelerator": {"resourceName": "gpu"}}},
      "must be an extended resource such as nvidia.com/gpu"),
+    ("refactor requests", {"refactor": {"resources": {"requests": {"cpu": "two"}}}},
+     "refactor.resources.requests must be quantities such as 500m or 4Gi"),
+    ("refactor limits", {"refactor": {"resources": {"limits": {"memory": -1}}}},
+     "refactor.resources.limits must be quantities such as 500m or 4Gi"),
+    ("serving requests", {"serving": {"resources": {"requests": {"memory": "-4Gi"}}}},
+     "serving.resources.requests must be quantities such as 500m or 4Gi"),
+    ("serving limits", {"serving": {"resources": {"limits": {"cpu": 2, "memory": "4 GB"}}}},
+     "serving.resources.limits must be quantities such as 500m or 4Gi"),
     ("ttft percentile", {"slo": {"ttft": {"percentile": 80}}},
      "slo.ttft.percentile must be 50, 90, 95 or 99"),
     ("itl percentile", {"slo": {"itl": {"targetMilliseconds": 5, "percentile": 98}}},
@@ -229,6 +237,21 @@ def test_status_by_server_side_apply_columns_and_scale(
         assert scale["status"]["selector"] == "moeprism.io/model=columns"
     finally:
         apiserver.request("DELETE", f"{PATH}/columns")
+
+
+def test_every_rule_has_its_test(crd: Json) -> None:
+    def messages(node: Any) -> list[str]:
+        if isinstance(node, list):
+            return [found for one in node for found in messages(one)]
+        if not isinstance(node, dict):
+            return []
+        own = [rule["message"] for rule in node.get("x-kubernetes-validations", ())]
+        return own + [found for one in node.values() for found in messages(one)]
+
+    tested = [rule[2] for rule in RULES]
+    tested += ["metadata.name may have", "metadata.name must be"]
+    tested += ["cache.pvc cannot change", "cache.create cannot change"]
+    assert [text for text in messages(crd) if not any(one in text for one in tested)] == []
 
 
 def test_short_name_and_category(apiserver: ApiServer) -> None:
