@@ -1,9 +1,12 @@
 """Levels stay inside the bounds, are as high as the targets allow, and no lower."""
 
+import math
+
 import pytest
 from prism_serving.control import Bounds, Slo
 from prism_serving.engine.costs import CostModel, Curve, flat_model
 from prism_serving.engine.policy import (
+    AIM_TTFT,
     MIN_CHUNK,
     Ahead,
     Waiting,
@@ -20,8 +23,10 @@ COSTS = flat_model(2e-4, 0.0, (75, 50, 25))
 ALL = Bounds(1, 25, 100)
 
 
-def level(queue, ttft_ms=100, bounds=ALL, ahead=None, costs=COSTS):
-    return prefill_level(queue, ahead or Ahead(), bounds, Slo(ttft_ms, None), costs)
+def level(queue, aim_ms=80, bounds=ALL, ahead=None, costs=COSTS):
+    """The level for the head when the policy aims at `aim_ms`; None: no target."""
+    target = None if aim_ms is None else math.ceil(aim_ms / AIM_TTFT)
+    return prefill_level(queue, ahead or Ahead(), bounds, Slo(target, None), costs)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +38,11 @@ def test_prefill_levels_stay_inside_the_bounds(floor, ceiling, allowed):
 
 
 def test_without_a_target_the_ceiling_is_served():
-    assert level([Waiting(9.0, 450)], ttft_ms=None) == 100
+    assert level([Waiting(9.0, 450)], aim_ms=None) == 100
 
 
 def test_a_lone_request_that_fits_gets_the_best_level():
-    assert level([Waiting(0.0, 400)]) == 100  # 80 ms of work, 80 % of 100 ms
+    assert level([Waiting(0.0, 400)]) == 100  # 80 ms of work
 
 
 def test_the_level_falls_with_the_time_already_waited():

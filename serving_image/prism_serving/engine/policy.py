@@ -9,8 +9,9 @@ no reason to hurry by itself (it is lost), but a queue of them is: it makes the 
 
 Decode: per step the highest level inside the bounds whose predicted step meets the ITL target.
 
-One decision worth arguing about: predictions aim at `AIM` of the target. The queue settles where
-the prediction says "just in time", so the rest of the target is the room for prediction error.
+One decision worth arguing about: predictions aim at a share of the target, `AIM_TTFT` or `AIM_ITL`.
+The queue settles where the prediction says "just in time", so the rest of the target is the room
+for what cannot be predicted: a step that takes longer and, for TTFT, the next burst of arrivals.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,8 @@ from prism import contract
 from prism_serving.control import Bounds, Slo
 from prism_serving.engine.costs import CostModel, StepShape
 
-AIM: Final = 0.8
+AIM_TTFT: Final = 0.6
+AIM_ITL: Final = 0.8
 DECODE_STEP: Final = 5  # decode levels tried: ceiling, multiples of this, floor
 MIN_CHUNK: Final = 64  # prompt tokens a step always has room for, whatever the ITL target
 
@@ -89,7 +91,7 @@ def meets_ttft(
         clock_s += n * per_token[at] + pair_s * n * (n + 1) / 2
         # One who is late anyway counts as if it came now: its delay is lost, the next one's is not.
         waited_s = 0.0 if request.waited_s > target_s else request.waited_s
-        if waited_s + clock_s > AIM * target_s:
+        if waited_s + clock_s > AIM_TTFT * target_s:
             return False
     return True
 
@@ -125,7 +127,7 @@ def decode_level(
     rows = len(shape_at) + (MIN_CHUNK if prefill else 0)
     useful = [x for x in levels if x == levels[0] or costs.is_useful(x, rows)]
     for level in useful:
-        if costs.step_s(_decode_shape(shape_at, level, prefill)) <= AIM * target_s:
+        if costs.step_s(_decode_shape(shape_at, level, prefill)) <= AIM_ITL * target_s:
             return level
     return useful[-1]
 
@@ -145,7 +147,7 @@ def prefill_room(
         return budget
     room = budget
     while room > MIN_CHUNK:
-        if costs.step_s(_decode_shape(shape_at, level, prefill, room)) <= AIM * target_s:
+        if costs.step_s(_decode_shape(shape_at, level, prefill, room)) <= AIM_ITL * target_s:
             return room
         room = max(room // 2, MIN_CHUNK)
     return min(room, budget)
