@@ -70,18 +70,18 @@ def test_work_already_admitted_and_decode_count_as_delay():
 
 
 def test_an_impossible_target_gives_the_lowest_level_inside_the_bounds():
-    assert level([Waiting(0.0, 4000)], ttft_ms=1) == 25
-    assert level([Waiting(0.0, 4000)], ttft_ms=1, bounds=Bounds(1, 50, 100)) == 50
+    assert level([Waiting(0.0, 4000)], aim_ms=1) == 25
+    assert level([Waiting(0.0, 4000)], aim_ms=1, bounds=Bounds(1, 50, 100)) == 50
 
 
 def test_wishes_are_kept():
-    assert level([Waiting(0.0, 4000, Wish(pinned=90))], ttft_ms=1) == 90
-    assert level([Waiting(0.0, 4000, Wish(min_level=70))], ttft_ms=1) == 70
+    assert level([Waiting(0.0, 4000, Wish(pinned=90))], aim_ms=1) == 90
+    assert level([Waiting(0.0, 4000, Wish(min_level=70))], aim_ms=1) == 70
 
 
 def test_levels_that_save_nothing_are_not_used():
     flat = CostModel({x: Curve((1, 500), (0.01, 0.5)) for x in (100, 75, 50, 25)})
-    assert level([Waiting(0.0, 4000)], ttft_ms=1, costs=flat) == 100
+    assert level([Waiting(0.0, 4000)], aim_ms=1, costs=flat) == 100
 
 
 def test_decode_takes_the_highest_level_that_meets_the_target():
