@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hack import engines
-from hack.cluster import kind, tools
+from hack.cluster import kind, made, tools
 from hack.cluster.access import Access
 from hack.cluster.errors import ClusterError
 from hack.progress import say, step
@@ -63,4 +63,7 @@ class Named:
             )
 
     def down(self, purge: bool) -> None:
-        say(f"context {self.context} is the user's own: nothing of it is removed")
+        """With `purge` removes what the demo made in it, nothing else. Raises ClusterError."""
+        say(f"context {self.context} is the user's own: the cluster goes on")
+        if purge:
+            made.remove(self.access())

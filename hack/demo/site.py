@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.cluster import choose
+from hack.cluster.made import LABEL, RELEASE, SYSTEM
 from hack.demo.kube import Json, Kube, KubectlFailed
 from hack.demo.story import Story
 from hack.images import build
 
 ROOT = Path(__file__).parents[2]
-SYSTEM, MONITORING, MODELS = "prism-system", "prism-monitoring", "prism-demo"
-LABEL = "moeprism.io/demo"
+MONITORING, MODELS = "prism-monitoring", "prism-demo"
 PROMETHEUS_URL = f"http://prometheus.{MONITORING}:9090"
-RELEASE = "prism"
 
 
 @dataclass(frozen=True, slots=True)

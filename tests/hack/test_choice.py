@@ -1,5 +1,6 @@
 """Which cluster is used, and that nobody else's is touched."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,14 +105,45 @@ def test_a_kind_cluster_that_we_did_not_create_is_neither_used_nor_deleted(
     assert programs.calls == ["kind get clusters"]
 
 
-def test_a_named_context_is_asked_and_never_changed(programs) -> None:
+def test_a_named_context_without_the_demo_is_asked_and_never_changed(programs) -> None:
     programs.add("kubectl")
     programs.add("helm")
     cluster = Named("mine", "registry.example/team", "test")
     access = cluster.up()
     assert (access.context, access.registry) == ("mine", "registry.example/team")
-    cluster.down(purge=True)
+    cluster.down(purge=False)
     assert programs.calls == ["kubectl --context mine get nodes"]
+    cluster.down(purge=True)
+    assert programs.calls[1:] == [
+        "kubectl --context mine get namespaces -l moeprism.io/demo -o json"
+    ]
+
+
+@pytest.mark.parametrize("others", ["", "prismmodel.moeprism.io/theirs"])
+def test_the_demo_goes_from_a_named_context_models_first_and_nothing_else(
+    programs, others: str
+) -> None:
+    items = [{"metadata": {"name": name}} for name in ("prism-demo", "prism-system")]
+    programs.add(
+        "kubectl",
+        f"""case "$*" in
+        *namespaces*) echo '{json.dumps({"items": items})}' ;;
+        *"get customresource"*) echo crd ;;
+        *"get prismmodels -A"*) echo '{others}' ;;
+        esac""",
+    )
+    programs.add("helm")
+    Named("mine", None, "test").down(purge=True)
+    changes = [call for call in programs.calls if " get " not in call]
+    expected = [
+        "kubectl --context mine delete prismmodels --all -n prism-demo --timeout=90s",
+        "kubectl --context mine delete prismmodels --all -n prism-system --timeout=90s",
+        "helm --kube-context mine uninstall prism -n prism-system --wait --ignore-not-found",
+        "kubectl --context mine delete namespace prism-demo prism-system --timeout=180s",
+    ]
+    kind = "customresourcedefinition/prismmodels.moeprism.io"
+    kept = [f"kubectl --context mine delete {kind} --ignore-not-found"]
+    assert changes == expected + ([] if others else kept)
 
 
 def test_a_named_context_that_does_not_answer_is_an_error_with_its_words(programs) -> None:
