@@ -9,7 +9,9 @@ import os
 import socket
 import subprocess
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +147,8 @@ def endpoint(kube: Kube, service: str, port: int) -> Iterator[str]:
         if not line:
             _, problem = process.communicate(timeout=10)
             raise KubectlFailed(f"port-forward to {service}: {problem.strip()}")
+        for pipe in (process.stdout, process.stderr):  # a line for each connection: full, it blocks
+            threading.Thread(target=deque, args=(pipe, 0), daemon=True).start()
         yield f"http://127.0.0.1:{line.split('127.0.0.1:', 1)[1].split()[0]}"
     finally:
         process.terminate()
