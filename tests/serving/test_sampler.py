@@ -51,6 +51,13 @@ def test_truncation_keeps_the_same_tokens_as_transformers(sampling, allowed):
     assert set(tokens) == allowed
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-6, 1e-40, 1e-300])
+@pytest.mark.parametrize("truncation", [{}, {"top_p": 0.9}, {"top_k": 2}])
+def test_next_to_no_temperature_is_greedy(temperature, truncation):
+    logits = torch.tensor([[3.0, 40.0, -2.0, 7.0]])
+    assert sample(logits, [draw(0.5, temperature=temperature, **truncation)]) == [1]
+
+
 @pytest.mark.parametrize("uniform", [0.0, 0.999999999999])
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.9}])
 def test_impossible_tokens_are_never_drawn(uniform, sampling):

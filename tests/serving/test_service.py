@@ -162,6 +162,8 @@ BAD = [
     ({"model": "m", "prompt": [1, 99999]}, 400, "prompt", "Token ids"),
     ({"model": "m", "prompt": "x" * 300}, 400, "prompt", "maximum context length is 256"),
     ({"model": "m", "prompt": "x" * 200, "max_tokens": 99}, 400, "prompt", "asks for 99"),
+    ({"model": "m", "prompt": "x", "top_k": 10**30}, 400, "top_k", "2147483647"),
+    ({"model": "m", "prompt": "x", "min_tokens": 10**30}, 400, "min_tokens", "2147483647"),
     ([1, 2], 400, None, "JSON object"),
 ]
 
@@ -190,6 +192,23 @@ def test_malformed_json_and_unknown_paths_are_explained(server):
     broken = httpx.post(f"{server.url}/v1/completions", content=b'{"model": ')
     assert broken.status_code == 400 and "not valid JSON" in broken.json()["error"]["message"]
     assert server.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+    deep = httpx.post(f"{server.url}/v1/completions", content=b"[" * 9_000 + b"]" * 9_000)
+    assert deep.status_code == 400 and "nested" in deep.json()["error"]["message"]
+    half = b'{"model": "m", "prompt": "half a pair: \\ud83d"}'
+    torn = httpx.post(f"{server.url}/v1/completions", content=half)
+    assert torn.status_code == 400 and "lone surrogate" in torn.json()["error"]["message"]
+
+
+def test_an_answer_can_be_sent_back_as_the_client_holds_it(client):
+    question = {"role": "user", "content": "hi"}
+    said = client.chat.completions.create(model="m", messages=[question], max_tokens=2)
+    for answer in (said.choices[0].message, said.choices[0].message.model_dump()):
+        messages = [question, answer, question]
+        assert client.chat.completions.create(model="m", messages=messages, max_tokens=2).choices
+    with pytest.raises(openai.BadRequestError, match="tool_calls"):
+        calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]
+        messages = [{"role": "assistant", "content": "x", "tool_calls": calls}]
+        client.chat.completions.create(model="m", messages=messages)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -78,7 +78,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reproducible",
         action="store_true",
-        help="fix each request's level at admission, so that its result does not depend on load",
+        help="fix each request's level at admission, so that its result does not depend on load "
+        "(in float32; sums in bfloat16 still round by who shares the batch)",
     )
 
 

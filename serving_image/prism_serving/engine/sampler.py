@@ -12,10 +12,14 @@ then top-p, so that figures compare.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from prism_serving.protocol import Sampling, TokenLogprobs
+
+# Below it a temperature means greedy: logits divided by it leave fp32 and become NaN.
+_COLDEST: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         for row, draw in enumerate(draws):
             logits[row, list(draw.banned)] = float("-inf")
     tokens: list[int] = logits.argmax(-1).tolist()
-    sampled = [i for i, d in enumerate(draws) if d.sampling.temperature > 0]
+    sampled = [i for i, d in enumerate(draws) if d.sampling.temperature >= _COLDEST]
     plain = [i for i in sampled if not _is_truncated(draws[i].sampling, logits.shape[1])]
     truncated = [i for i in sampled if _is_truncated(draws[i].sampling, logits.shape[1])]
     for rows, pick in ((plain, _pick_plain), (truncated, _pick_truncated)):

@@ -8,7 +8,6 @@ spec can check a token, not make one.
 
 import hashlib
 import hmac
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from starlette.responses import JSONResponse
 from prism_serving.control import ControlError, parse_bounds
 from prism_serving.gateway.client import EngineClient
 from prism_serving.gateway.errors import ApiError, bad_request, error_body, too_large
+from prism_serving.gateway.schema import parse_json
 
 _MAX_BODY_BYTES = 4096
 
@@ -52,11 +52,9 @@ class Admin:
             if len(body) > _MAX_BODY_BYTES:
                 raise too_large(_MAX_BODY_BYTES)
         try:
-            bounds = parse_bounds(json.loads(bytes(body)))
+            bounds = parse_bounds(parse_json(bytes(body)))
         except ControlError as error:
             raise bad_request(str(error)) from error
-        except ValueError as error:
-            raise bad_request(f"The body is not valid JSON: {error}") from error
         if self.client.set_bounds(bounds) or bounds == self.client.bounds:
             return JSONResponse(self.client.bounds.as_json())
         return JSONResponse(self.client.bounds.as_json(), 409)

@@ -9,16 +9,17 @@ the value that means "off" (many clients always send `frequency_penalty: 0`). Si
 """
 
 import json
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from prism import contract
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prism_serving.gateway.errors import ApiError, bad_request
 
 MAX_CHOICES: Final = 16
 MAX_STOPS: Final = 16
 MAX_PROMPTS: Final = 64
+MAX_COUNT: Final = 2**31 - 1  # of tokens; what the engine's arithmetic holds
 _INT64: Final = 2**63
 
 # Fields of the OpenAI API that we accept only with a value that changes nothing.
@@ -68,11 +69,11 @@ class _Common(_Strict):
     stop: str | list[str] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1)] = 0
+    top_k: Annotated[int, Field(ge=-1, le=MAX_COUNT)] = 0
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     user: str | None = None
     ignore_eos: bool = False
-    min_tokens: Annotated[int, Field(ge=0)] = 0
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     prism: PrismOptions | None = None
 
     @property
@@ -92,16 +93,22 @@ class CompletionRequest(_Common):
 class TextPart(_Strict):
     """A part of a message's content; text only."""
 
-    type: str
+    type: Literal["text"]
     text: str
 
 
 class Message(_Strict):
-    """One message of a conversation."""
+    """One message of a conversation. A null field is an absent one: clients send an answer back
+    with the nulls it came with (`refusal`, `tool_calls`)."""
 
     role: str
     content: str | list[TextPart] | None = None
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: object) -> object:
+        return _without_nulls(data) if isinstance(data, dict) else data
 
     def as_template_input(self) -> dict[str, Any]:
         """What chat templates read: content as one string."""
@@ -127,20 +134,37 @@ R = TypeVar("R", CompletionRequest, ChatRequest)
 
 def parse(model: type[R], body: bytes) -> R:
     """Validate a body. Raises ApiError (400) that names every field at fault."""
-    try:
-        data = json.loads(body)
-    except ValueError as error:
-        raise bad_request(f"The body is not valid JSON: {error}") from error
+    data = parse_json(body)
     if not isinstance(data, dict):
         raise bad_request("The body must be a JSON object")
     _drop_neutral(data, model)
-    given = {key: value for key, value in data.items() if value is not None}
     try:
-        request = model.model_validate(given)
+        request = model.model_validate(_without_nulls(data))
     except ValidationError as error:
         raise _explain(error) from error
     _check_limits(request)
     return request
+
+
+def parse_json(body: bytes) -> Any:
+    """The body as data. Raises ApiError (400), also for text that no UTF-8 can hold: JSON may
+    escape half of a surrogate pair."""
+    try:
+        text = body.decode("utf-8-sig")
+        data = json.loads(text)
+        if "\\u" in text:
+            json.dumps(data, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise bad_request("The body is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise bad_request("The body escapes a lone surrogate, which is no text") from error
+    except ValueError as error:
+        raise bad_request(f"The body is not valid JSON: {error}") from error
+    return data
+
+
+def _without_nulls(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def _drop_neutral(data: dict[str, Any], model: type[BaseModel]) -> None:
