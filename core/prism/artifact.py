@@ -143,6 +143,42 @@ def _tensor_problems(path: Path, m: Manifest) -> list[str]:
     return problems
 
 
+def _rest_digest(path: Path, m: Manifest) -> str:
+    """sha256 (hex) over names and bytes of all tensors outside the experts: attention, embeddings,
+    norms, routers. They lie in the artifact as in the source, but a copy can damage them too."""
+    entries = open_checkpoint(path)
+    blocks = {
+        (part.file, part.start)
+        for layer in m.layers
+        for expert in range(m.num_experts)
+        for part in block_entries(entries, layer, expert)
+    }
+    total = hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        if (entry.file, entry.start) not in blocks:
+            total.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+            total.update(entry.read())
+    return total.hexdigest()
+
+
+def _rest_problems(path: Path, m: Manifest) -> list[str]:
+    recorded = m.block_digests.get(contract.REST_DIGEST)  # older artifacts have none
+    try:
+        if recorded in (None, _rest_digest(path, m)):
+            return []
+    except CheckpointError as error:
+        return [str(error)]
+    return [f"{path}: a tensor outside the experts: digest differs from the manifest's; corrupt"]
+
+
+def _file_problem(file: Path, digest: str) -> list[str]:
+    if not file.is_file():
+        return [f"{file}: missing; the source had it"]
+    if file_digest(file) == digest:
+        return []
+    return [f"{file}: digest differs from the source's; changed or corrupt"]
+
+
 def _checkpoint_problems(path: Path, m: Manifest) -> list[str]:
     """The checkpoint itself: config, whole files, a digest for every expert."""
     problems = [] if (path / "config.json").is_file() else [f"{path}: config.json is missing"]
@@ -160,7 +196,7 @@ def _checkpoint_problems(path: Path, m: Manifest) -> list[str]:
 def verify(path: str | Path) -> list[str]:
     """Every problem of the artifact, digests of all blocks included; [] when it is whole.
 
-    Reads all expert weights once.
+    Reads all weights once.
     """
     path = Path(path)
     try:
@@ -168,18 +204,17 @@ def verify(path: str | Path) -> list[str]:
     except ArtifactError as error:
         return str(error).splitlines()
     m = artifact.manifest
-    problems = [
-        f"{path / name}: missing; the source had it"
-        for name in m.source.files
-        if ".safetensors" not in name and not (path / name).is_file()
-    ]
+    problems = []
+    for name, digest in m.source.files.items():
+        if ".safetensors" not in name:
+            problems += _file_problem(path / name, digest)
     if file_digest(_tensors_file(path)) != m.block_digests[contract.TENSORS_FILE]:
         problems.append(f"{_tensors_file(path)}: digest differs from the manifest's; corrupt")
     entries = open_checkpoint(path)
     for layer in m.layers:
         for expert in range(m.num_experts):
             problems += _block_problem(entries, layer, expert, m.block_digests)
-    return problems
+    return problems + _rest_problems(path, m)
 
 
 def _block_problem(
@@ -201,12 +236,13 @@ def write_prism_folder(
 ) -> None:
     """Write prism/prism.safetensors and prism/prism.json into `directory`.
 
-    `layers` in the order of manifest.layers. The digest of prism.safetensors is added to the
-    manifest here. The caller makes the directory appear at its final name by one rename.
+    `layers` in the order of manifest.layers. The digests of prism.safetensors and of the
+    checkpoint's tensors outside the experts are added to the manifest here. The caller makes the
+    directory appear at its final name by one rename.
     """
     from dataclasses import replace
 
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     for name, layer in zip(manifest.layers, layers, strict=True):
@@ -218,8 +254,11 @@ def write_prism_folder(
             tensors[f"{name}.{part}"] = getattr(layer, part).float().contiguous()
     file = _tensors_file(Path(directory))
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file)
-    digests = manifest.block_digests | {contract.TENSORS_FILE: file_digest(file)}
+    file.write_bytes(save(tensors))  # NB: save_file makes it readable by its owner alone
+    digests = manifest.block_digests | {
+        contract.TENSORS_FILE: file_digest(file),
+        contract.REST_DIGEST: _rest_digest(Path(directory), manifest),
+    }
     text = replace(manifest, block_digests=digests).to_json()
     Manifest.from_json(text)  # what we write must be what we read
     _manifest_file(Path(directory)).write_text(text, encoding="utf-8")

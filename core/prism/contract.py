@@ -65,6 +65,7 @@ ENV_CACHE: Final = "PRISM_CACHE"  # derived caches; ~/.cache/prism where it is n
 PRISM_SUBFOLDER: Final = "prism"
 MANIFEST_FILE: Final = "prism.json"
 TENSORS_FILE: Final = "prism.safetensors"
+REST_DIGEST: Final = "rest"  # key in block_digests of all tensors outside the experts
 REPORT_FILE: Final = "report.html"
 
 # Levels, in percent.

@@ -88,7 +88,8 @@ class Manifest:
     # level -> {"batch": [...], "bytes_share": [...], "computed_share": [...], ...}
     batch_curves: dict[str, dict[str, list[float]]]
     methods: dict[str, str]
-    block_digests: dict[str, str]  # "{layer}.{expert}" or the tensors file's name -> sha256 (hex)
+    # "{layer}.{expert}", the tensors file's name or REST_DIGEST -> sha256 (hex)
+    block_digests: dict[str, str]
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from prism import artifact
-from prism.checkpoint import block_digest, block_names, open_checkpoint
+from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
 
 SUB_EXPERTS = 4
 EXPERTS = 6
@@ -51,7 +51,9 @@ def make_manifest(path: Path) -> artifact.Manifest:
     point = {name: 0.5 for name in artifact.OperatingPoint.__dataclass_fields__ if name != "level"}
     return artifact.Manifest(
         schema_version=artifact.SCHEMA_VERSION,
-        source=artifact.Source("pvc://claim/model", None, {"config.json": "00"}),
+        source=artifact.Source(
+            "pvc://claim/model", None, {"config.json": file_digest(path / "config.json")}
+        ),
         architecture="OlmoeForCausalLM",
         model_type="olmoe",
         sub_experts=SUB_EXPERTS,

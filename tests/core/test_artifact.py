@@ -123,6 +123,38 @@ def test_verify_names_the_flipped_expert(copied_artifact: Path) -> None:
     assert "model.layers.1.mlp.experts.2: digest differs" in problem
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.self_attn.q_proj.weight"])
+def test_verify_finds_a_flipped_bit_outside_the_experts(copied_artifact: Path, name: str) -> None:
+    from prism.checkpoint import open_checkpoint
+
+    assert verify(copied_artifact) == []
+    entry = open_checkpoint(copied_artifact)[name]
+    data = bytearray(entry.file.read_bytes())
+    data[entry.start] ^= 1
+    entry.file.write_bytes(data)
+    (problem,) = verify(copied_artifact)
+    assert "outside the experts: digest differs" in problem
+
+
+def test_verify_names_a_changed_configuration(copied_artifact: Path) -> None:
+    file = copied_artifact / "config.json"
+    file.write_text(
+        file.read_text().replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 1')
+    )
+    (problem,) = verify(copied_artifact)
+    assert "config.json: digest differs from the source's" in problem
+
+
+def test_an_artifact_from_before_the_rest_had_a_digest_is_whole(edit_manifest: Edit) -> None:
+    path = edit_manifest(lambda raw: raw["block_digests"].pop("rest"))
+    assert verify(path) == []
+
+
+def test_all_files_of_an_artifact_are_equally_readable(whole_artifact: Path) -> None:
+    modes = {file.name: file.stat().st_mode for file in (whole_artifact / "prism").iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
 def test_verify_names_changed_prism_tensors_and_lost_files(copied_artifact: Path) -> None:
     file = copied_artifact / "prism/prism.safetensors"
     data = bytearray(file.read_bytes())
