@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from hack.cluster import ClusterError
-from hack.demo import ask, journey, report, site
+from hack.demo import ask, journey, marks, report, site
 from hack.demo.kube import KubectlFailed, TookTooLong
 from hack.demo.observe import ModelFailed
 from hack.demo.story import Story
@@ -63,6 +63,8 @@ def run(story: Story, out: Path) -> None:
             journey.set_mode(place, served, "Auto")
         made = journey.record(place, served, capacities, (elastic, off), quality)
     story.say(report.summary(made))
+    for line in marks.verdicts(made):
+        story.say(line)
     story.say(f"report: {report.write(made, out)} and {out / 'report.png'}")
     story.say("kubectl get prismmodels -A")
     print(place.kube.run("get", "prismmodels", "-A"), flush=True)

@@ -14,7 +14,7 @@ import pytest
 
 from hack.cluster import ClusterError, choose
 from hack.cluster.local import Local
-from hack.demo import journey, report, site
+from hack.demo import journey, marks, report, site
 from hack.demo.journey import Served
 from hack.demo.record import Record
 from hack.demo.site import Site
@@ -80,16 +80,33 @@ def served(place: Site) -> Iterator[Served]:
         yield found
 
 
+ATTEMPTS = 2
+
+
 @pytest.fixture(scope="session")
 def demo(place: Site, served: Served) -> Record:
-    """The demo's measurements: capacities, the load step elastic and not."""
+    """The demo's measurements: capacities, the load step elastic and not.
+
+    Another job on the machine can spoil a measurement of two minutes. Where a mark is missed the
+    whole of it is measured once more, and the story keeps both.
+    """
     quality = journey.show_artifact(place)
     journey.wait_for_metrics(place)
+    for attempt in range(1, ATTEMPTS + 1):
+        made = _measured(place, served, quality)
+        place.story.say(report.summary(made))
+        report.write(made, OUT)
+        missed = marks.missed(made)
+        for text in missed:
+            place.story.say(f"attempt {attempt} of {ATTEMPTS}: {text}")
+        if not missed:
+            break
+    return made
+
+
+def _measured(place: Site, served: Served, quality: dict[int, float]) -> Record:
     capacities = journey.measure(place, served)
     elastic = journey.load_step(place, served, "Auto", capacities[0])
     off = journey.load_step(place, served, "Off", capacities[0])
     journey.set_mode(place, served, "Auto")
-    made = journey.record(place, served, capacities, (elastic, off), quality)
-    place.story.say(report.summary(made))
-    report.write(made, OUT)
-    return made
+    return journey.record(place, served, capacities, (elastic, off), quality)

@@ -3,23 +3,15 @@
 import openai
 import pytest
 
-from hack.demo import ask
+from hack.demo import ask, marks
 from hack.demo.journey import MODEL, Served
-from hack.demo.record import Record, Run
+from hack.demo.marks import elastic, off
+from hack.demo.record import Record
 from hack.demo.site import SYSTEM, Site
 
-CEILING_MOVES_S = 20
-QUALITY_BACK_S = 180
 FIRST_TOKEN_S = 240
-REFACTOR_S = 90
-
-
-def elastic(demo: Record) -> Run:
-    return next(run for run in demo.runs if run.mode == "Auto")
-
-
-def off(demo: Record) -> Run:
-    return next(run for run in demo.runs if run.mode == "Off")
+# The mark is 90 s on two free cores; here the node, the tests and the refactoring share them.
+REFACTOR_S = 180
 
 
 def test_phases_pass_in_order(served: Served) -> None:
@@ -68,51 +60,16 @@ def test_quality_at_each_level_is_within_the_promise(place: Site) -> None:
         assert abs(points[level]["ownSharePermille"] / 10 - level) <= 1.5
 
 
-def test_the_floor_serves_more_requests_than_level_100(demo: Record) -> None:
-    full, floor = demo.capacities
-    assert floor.requests_per_s > 1.15 * full.requests_per_s
-
-
-def test_the_ceiling_moves_soon_after_the_step(demo: Record) -> None:
-    lowered = elastic(demo).lowered_after_s
-    assert lowered is not None and lowered <= CEILING_MOVES_S
-    assert elastic(demo).lowest_ceiling >= demo.targets.floor
-
-
-def test_no_pod_is_added(demo: Record) -> None:
-    assert elastic(demo).new_pods == 0
-    assert {s.replicas for s in elastic(demo).samples} == {1}
+@pytest.mark.parametrize("mark", marks.MARKS)
+def test_the_load_step_shows_what_elasticity_is_for(demo: Record, mark: str) -> None:
+    held, text = marks.MARKS[mark](demo)
+    assert held, text
 
 
 def test_the_pod_follows_the_ceiling(demo: Record) -> None:
     run = elastic(demo)
     lowest = min(s.applied for s in run.samples if s.applied is not None)
-    assert lowest == run.lowest_ceiling
-
-
-def test_quality_is_back_soon_after_the_step(demo: Record) -> None:
-    restored = elastic(demo).restored_after_s
-    assert restored is not None and restored <= QUALITY_BACK_S
-
-
-def test_elastic_holds_what_off_misses(demo: Record) -> None:
-    goal = demo.targets.percentile / 100
-    held = elastic(demo).part("step", demo.targets)
-    missed = off(demo).part("step", demo.targets)
-    assert missed.ttft_attainment is not None and held.ttft_attainment is not None
-    assert missed.ttft_attainment < goal, "with elasticity Off the step must miss the target"
-    assert held.ttft_attainment > missed.ttft_attainment + 0.1
-
-
-def test_attainment_holds_once_the_ceiling_has_moved(demo: Record) -> None:
-    """Over the whole run, from the ceiling's first move to the end."""
-    from hack.demo.stats import window
-
-    run = elastic(demo)
-    begin = run.step_begin + CEILING_MOVES_S
-    figures = window(run.sent, begin, run.seconds, demo.targets.ttft_ms, demo.targets.itl_ms)
-    assert figures.ttft_attainment is not None
-    assert figures.ttft_attainment >= demo.targets.percentile / 100
+    assert lowest == run.lowest_ceiling >= demo.targets.floor
 
 
 def test_off_never_leaves_level_100(demo: Record) -> None:
