@@ -59,8 +59,7 @@ def run(story: Story, out: Path) -> None:
             elastic = journey.load_step(place, served, "Auto", capacities[0])
         with story.step("The same load step with elasticity.mode: Off"):
             off = journey.load_step(place, served, "Off", capacities[0])
-        with story.step("Back to elasticity.mode: Auto"):
-            journey.set_mode(place, served, "Auto")
+        journey.ask_mode(place, "Auto")
         made = journey.record(place, served, capacities, (elastic, off), quality)
     story.say(report.summary(made))
     for line in marks.verdicts(made):

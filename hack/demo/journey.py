@@ -121,9 +121,17 @@ def show_artifact(place: Site) -> dict[int, float]:
     return quality_of(document)
 
 
-def set_mode(place: Site, served: Served, mode: str) -> None:
-    """Changes elasticity.mode and waits until operator and pod hold the bounds that follow."""
+def ask_mode(place: Site, mode: str) -> None:
+    """Changes elasticity.mode; what follows is the operator's."""
     place.kube.patch_model(MODEL, {"elasticity": {"mode": mode}})
+
+
+def set_mode(place: Site, served: Served, mode: str) -> None:
+    """Changes elasticity.mode and waits until operator and pod hold the widest bounds of it.
+
+    After an overload this takes minutes in mode Auto: the operator raises the ceiling step by step.
+    """
+    ask_mode(place, mode)
     floor = served.targets.floor if mode == "Auto" else 100
     wait_for_bounds(served.watched, floor, 100)
 

@@ -108,5 +108,5 @@ def _measured(place: Site, served: Served, quality: dict[int, float]) -> Record:
     capacities = journey.measure(place, served)
     elastic = journey.load_step(place, served, "Auto", capacities[0])
     off = journey.load_step(place, served, "Off", capacities[0])
-    journey.set_mode(place, served, "Auto")
+    journey.ask_mode(place, "Auto")
     return journey.record(place, served, capacities, (elastic, off), quality)
