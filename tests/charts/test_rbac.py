@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prism_operator import kube
 
 from .conftest import Rendering
 
@@ -47,7 +48,6 @@ def test_the_parser_of_the_stated_list() -> None:
 
 
 def used() -> Rights:
-    kube = pytest.importorskip("prism_operator.kube")
     return stated(re.sub(r"\n  +", " ", kube.__doc__ or ""))
 
 
@@ -56,7 +56,6 @@ def test_operator_gets_what_it_uses_and_no_more(render: Render) -> None:
 
 
 def test_operator_may_touch_every_kind_it_has_a_path_for(render: Render) -> None:
-    kube = pytest.importorskip("prism_operator.kube")
     granted = {resource for _, resource in rights_of(render().one("ClusterRole", "prism-operator"))}
     assert {plural for _, plural in kube.PATHS.values()} <= granted
 

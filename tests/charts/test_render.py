@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from prism import contract
+from prism_operator import config
 
 from .conftest import CHART, Rendering
 
@@ -74,7 +75,6 @@ def test_probes_and_ports_are_the_contract_s(render: Render) -> None:
 
 
 def test_chart_sets_the_variables_the_operator_reads(render: Render) -> None:
-    config = pytest.importorskip("prism_operator.config")
     known = {value for name, value in vars(config).items() if name.startswith("ENV_")}
     optional = {  # by extraEnv, where wanted
         "PRISM_LOG_FORMAT",
@@ -86,7 +86,6 @@ def test_chart_sets_the_variables_the_operator_reads(render: Render) -> None:
 
 
 def test_operator_accepts_what_the_chart_sets(render: Render) -> None:
-    config = pytest.importorskip("prism_operator.config")
     rendering = render("prometheus.url=http://p:9090", "imagePullSecrets[0].name=regcred")
     env = rendering.env | {"PRISM_NAMESPACE": "prism-system"}
     read = config.from_env(env, lambda _: b"k" * 48)

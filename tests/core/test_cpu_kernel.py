@@ -53,6 +53,8 @@ def isa(request: pytest.FixtureRequest) -> str:
     try:
         kernel.forward(kernel.pack(torch.zeros(1, 64, 8), torch.zeros(1, 8, 32), 4), x, i, w, None)
     except RuntimeError as error:
+        if "has no kernels named" not in str(error):
+            raise
         pytest.skip(str(error).splitlines()[0])
     return str(request.param)
 

@@ -27,6 +27,8 @@ def layers(request: pytest.FixtureRequest) -> CpuLayers:
     try:
         one.rms_norm(torch.ones(1, 4), torch.ones(4), 1e-5)
     except RuntimeError as error:
+        if "has no kernels named" not in str(error):
+            raise
         pytest.skip(str(error).splitlines()[0])
     return one
 
