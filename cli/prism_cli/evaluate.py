@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prism.artifact import ArtifactError, OperatingPoint
+from prism.checkpoint import CheckpointError
 from prism.contract import ExitCode
 from prism.levels import parse_levels
-from prism_refactor.options import EVALUATION_TOKENS
+from prism_refactor.options import EVALUATION_TOKENS, MIN_EVALUATION_TOKENS
 
 from prism_cli.tables import points_table
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='JSON lines of {"text": ...} or plain text',
     )
     parser.add_argument("--levels", type=_levels, default=(100, 75, 50, 25), metavar="100,75,…")
-    parser.add_argument("--tokens", type=int, default=EVALUATION_TOKENS, help="at most this many")
+    parser.add_argument(
+        "--tokens", type=_tokens, default=EVALUATION_TOKENS, help="at most this many"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true", help="a JSON list instead of a table")
 
@@ -41,6 +44,13 @@ def _levels(text: str) -> tuple[int, ...]:
         return parse_levels(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _tokens(text: str) -> int:
+    value = int(text)
+    if value < MIN_EVALUATION_TOKENS:
+        raise argparse.ArgumentTypeError(f"{value} is less than {MIN_EVALUATION_TOKENS}")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             tokens=arguments.tokens,
             dtype=arguments.dtype,
         )
-    except ArtifactError as error:
+    except (ArtifactError, CheckpointError) as error:
         print(f"prism eval: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
     except RefactorError as error:

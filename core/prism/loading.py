@@ -1,7 +1,8 @@
 """Load a model and its tokenizer from a local directory.
 
 Decision: local files only and never remote code; whoever wants a hub model downloads it first, so
-what runs is what was checked.
+what runs is what was checked. A tensor that is missing or has another shape than the config says is
+an error: transformers would fill it with random numbers and warn.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from prism.architectures import require_supported
+from prism.checkpoint import CheckpointError
 
 
 def load_config(path: str | Path) -> Any:
@@ -25,8 +27,9 @@ def load_model(
     """(model in eval mode on the CPU, tokenizer). `implementation` of the experts: a name known to
     transformers, or "prism" (then call prism.experts.attach before the first forward).
 
-    Raises UnsupportedModel before weights are read.
+    Raises UnsupportedModel before weights are read, CheckpointError when they do not fit.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config = load_config(path)
@@ -35,13 +38,42 @@ def load_model(
         from prism.experts import register
 
         register()
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        experts_implementation=implementation,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            experts_implementation=implementation,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below with names
+        )
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({error})") from error
+    _require_complete(path, report)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: the tokenizer cannot be read ({type(error).__name__}: {error})"
+        ) from error
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _require_complete(path: str | Path, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} tensors of the model are not in the files, first "
+            f"{missing[0]}; copy the checkpoint again"
+        )
+    misfits = sorted(report["mismatched_keys"])
+    if misfits:
+        name, found, expected = misfits[0]
+        raise CheckpointError(
+            f"{path}: {len(misfits)} tensors do not fit config.json, first {name}: "
+            f"{tuple(found)}, expected {tuple(expected)}"
+        )

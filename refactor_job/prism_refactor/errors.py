@@ -9,6 +9,7 @@ or raising a limit makes the same command succeed; bad input exits with 3, becau
 import errno
 from enum import StrEnum
 
+from prism.checkpoint import CheckpointError
 from prism.contract import ExitCode
 
 
@@ -35,6 +36,8 @@ _RETRY_MAY_HELP = {
     Reason.INTERRUPTED,
     Reason.INTERNAL_ERROR,
 }
+# The volume or its permissions must change before the same command can succeed.
+_PLACE_IS_WRONG = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class RefactorError(Exception):
@@ -61,6 +64,13 @@ def from_exception(error: BaseException) -> RefactorError | None:
             Reason.NO_SPACE_LEFT,
             f"No space left on the volume{where}; enlarge it or free space, "
             "then run again: work continues where it stopped.",
+        )
+    if isinstance(error, CheckpointError):
+        return RefactorError(Reason.CORRUPT_CHECKPOINT, f"{error}.")
+    if isinstance(error, OSError) and error.errno in _PLACE_IS_WRONG:
+        return RefactorError(
+            Reason.BAD_INPUT,
+            f"{error.filename or 'A file'}: {error.strerror}; check the path and who may use it.",
         )
     if isinstance(error, MemoryError) or _is_allocation_failure(error):
         return RefactorError(

@@ -254,7 +254,7 @@ class _Run:
         manifest = Manifest(
             schema_version=artifacts.SCHEMA_VERSION,
             source=Source(checkpoint.uri, checkpoint.revision, self._files),
-            architecture=checkpoint.config.architectures[0],
+            architecture=(checkpoint.config.architectures or [type(config).__name__])[0],
             model_type=checkpoint.config.model_type,
             sub_experts=sub_experts,
             num_experts=experts,

@@ -43,6 +43,7 @@ def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ["refactor", "x", "--out", "y", "--seed", "-1"],
         ["refactor", "x", "--out", "y", "--tokens", "100"],
         ["eval", "x", "--data", "y", "--levels", "100,5"],
+        ["eval", "x", "--data", "y", "--tokens", "-5"],
         ["eval", "x"],
     ],
 )

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from prism.architectures import UnsupportedModel
+from prism.checkpoint import CheckpointError
 from prism.loading import load_model
+from safetensors.torch import load_file, save_file
 
 
 def test_model_and_tokenizer_load_ready_for_inference(checkpoint: Path) -> None:
@@ -26,4 +28,36 @@ def test_unsupported_model_is_refused_before_weights_are_read(
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(UnsupportedModel, match="a gate other than"):
+        load_model(path, torch.float32)
+
+
+def _copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "model"))
+
+
+def test_a_missing_tensor_is_named_and_never_made_up(checkpoint: Path, tmp_path: Path) -> None:
+    path = _copy(checkpoint, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"not in the files, first lm_head\.weight"):
+        load_model(path, torch.float32)
+
+
+def test_a_tensor_of_another_shape_than_the_config_says_is_named(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    path = _copy(checkpoint, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"vocab_size": 65}))
+    with pytest.raises(CheckpointError, match=r"do not fit config\.json.*\(64, 32\).*\(65, 32\)"):
+        load_model(path, torch.float32)
+
+
+def test_an_unreadable_tokenizer_is_an_error_of_the_checkpoint(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    path = _copy(checkpoint, tmp_path)
+    (path / "tokenizer.json").write_text('{"a": 1}')
+    with pytest.raises(CheckpointError, match="tokenizer cannot be read"):
         load_model(path, torch.float32)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from prism.artifact import Artifact, open_artifact, verify
+from prism.checkpoint import CheckpointError
 from prism.contract import TERMINATION_MESSAGE_BYTES, ExitCode
 from prism_refactor import job, shell, store
 from prism_refactor.errors import Reason, RefactorError
@@ -232,6 +233,8 @@ def test_success_tells_the_operator_what_was_measured(
     ("error", "reason", "code"),
     [
         (OSError(errno.ENOSPC, "No space left"), "NoSpaceLeft", ExitCode.FAILED),
+        (OSError(errno.EROFS, "Read-only file system", "/m"), "BadInput", ExitCode.BAD_INPUT),
+        (CheckpointError("m: 1 tensors are missing"), "CorruptCheckpoint", ExitCode.BAD_INPUT),
         (OSError(errno.EDQUOT, "Quota exceeded"), "NoSpaceLeft", ExitCode.FAILED),
         (MemoryError(), "OutOfMemory", ExitCode.FAILED),
         (

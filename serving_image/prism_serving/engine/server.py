@@ -24,6 +24,7 @@ import zmq.asyncio
 from prism import contract
 from prism.architectures import UnsupportedModel
 from prism.artifact import ArtifactError
+from prism.checkpoint import CheckpointError
 
 from prism_serving import logs, protocol
 from prism_serving.control import Bounds, ControlError, Slo, read_bounds, read_slo
@@ -99,7 +100,7 @@ class EngineServer:
             worker, state = build(self.options, *self._initial_control(), self._post)
             self._in_loop(self._ready, worker, state)
             worker.run()
-        except (ArtifactError, UnsupportedModel, UnsupportedAttention) as error:
+        except (ArtifactError, CheckpointError, UnsupportedModel, UnsupportedAttention) as error:
             _log.error(logs.fields("cannot serve this artifact", reason=error))
             self._post(protocol.State(phase="failed", detail=str(error)))
             exit_code = contract.ExitCode.BAD_INPUT
