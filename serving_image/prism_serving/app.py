@@ -75,6 +75,9 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value <= 0:
             problems.append(f"--{flag.replace('_', '-')} must be positive, got {value}")
+    for flag in ("port", "admin_port"):
+        if not 0 <= getattr(args, flag) < 65536:
+            problems.append(f"--{flag.replace('_', '-')} must be below 65536")
     if problems:
         raise UsageError("; ".join(problems))
     _check_artifact(args.artifact)

@@ -41,6 +41,7 @@ def test_a_port_in_use(capsys, artifact):
         (("--level", "5"), "--level must be between 10 and 100, got 5"),
         (("--level", "50", "--min-level", "60"), "--min-level must be between 10 and --level"),
         (("--ttft-ms", "0"), "--ttft-ms must be positive"),
+        (("--port", "99999"), "--port must be below 65536"),
     ],
 )
 def test_wrong_flags(capsys, artifact, flags, message):
