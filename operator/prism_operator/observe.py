@@ -69,7 +69,10 @@ class DeploymentView:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """``foreign`` names children whose name is taken by somebody else's object."""
+    """``foreign`` names children whose name is taken by somebody else's object.
+
+    ``leftover`` names those of a deleted namesake, which the garbage collector is about to take.
+    """
 
     jobs: tuple[JobView, ...] = ()
     deployment: DeploymentView | None = None
@@ -78,6 +81,7 @@ class Observed:
     control: Mapping[str, str] | None = None  # data of the ConfigMap
     claims: Mapping[str, str] | None = None  # claim -> phase; Missing where there is none
     foreign: tuple[str, ...] = ()
+    leftover: tuple[str, ...] = ()
 
     @property
     def ready_pods(self) -> tuple[PodView, ...]:
@@ -89,13 +93,16 @@ def observe(
 ) -> Observed:
     """``children`` by kind, as the API server lists them; ``claims`` as in ``Observed``."""
     foreign: list[str] = []
+    leftover: list[str] = []
 
     def own(kind: str) -> list[Json]:
         mine: list[Json] = []
         others: list[Json] = []
         for child in children.get(kind, ()):
             (mine if _is_ours(child, uid) else others).append(child)
-        foreign.extend(f"{kind} {_meta(child).get('name')}" for child in others)
+        for child in others:
+            name = f"{kind} {_meta(child).get('name')}"
+            (leftover if _is_a_namesakes(child) else foreign).append(name)
         return mine
 
     pods = list(children.get("Pod", ()))  # owned by ReplicaSets and Jobs, so told by labels
@@ -112,6 +119,7 @@ def observe(
         control=dict(configs[0].get("data") or {}) if configs else None,
         claims=dict(claims),
         foreign=tuple(foreign),
+        leftover=tuple(leftover),
     )
 
 
@@ -121,6 +129,12 @@ def _is_ours(child: Json, uid: str) -> bool:
     if not owners:
         return contract.LABEL_MODEL in _labels(child)
     return any(owner.get("uid") == uid for owner in owners)
+
+
+def _is_a_namesakes(child: Json) -> bool:
+    """Under the name of one of ours and owned by another PrismModel: ours of an earlier life."""
+    owners = _meta(child).get("ownerReferences") or ()
+    return any(owner.get("kind") == contract.KIND for owner in owners)
 
 
 def _job(job: Json, pods: Sequence[Json]) -> JobView:

@@ -24,7 +24,8 @@ from prism_operator.scaler.model import CostModel, gate_floor
 from prism_operator.scaler.state import Decision, Limits, Memory, Pods, Signals
 
 UNSETTLED_S: Final = 10.0  # look again this soon while something is on its way
-UNWATCHED: Final = ("NameTaken", "ClaimNotFound")  # ended by objects whose events wake nobody
+# Waits that end with objects whose events wake nobody.
+UNWATCHED: Final = ("NameTaken", "CleaningUp", "ClaimNotFound")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,9 @@ def make(
     old = dict(status.get("artifact") or {})
     if seen.foreign:
         return _blocked("NameTaken", f"{', '.join(seen.foreign)} exists and is not ours", old)
+    if seen.leftover:
+        text = f"waiting for {', '.join(seen.leftover)} of the deleted namesake to go"
+        return Plan((), Refactoring("CleaningUp", text), "", None, UNSETTLED_S)
     if model.paused:
         return _blocked("Paused", "spec.paused is true; nothing is changed", old)
     wanted = manifests.artifact_hash(model)

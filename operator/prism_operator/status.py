@@ -94,7 +94,7 @@ def notices(plan: Plan, old: Mapping[str, Any], new: Json) -> list[Notice]:
 _TOLD: Final = (conditions.ACCEPTED, conditions.REFACTORED, conditions.READY)
 _QUIET_REASONS: Final = (
     "Valid", "Starting", "Running", "Restarting", "Verifying", "NotDeployed", "RollingOut",
-    "Refactoring", "Stopped",
+    "Refactoring", "Stopped", "CleaningUp",
 )  # fmt: skip
 
 
@@ -230,10 +230,10 @@ def _ready(seen: Observed, plan: Plan, workloads: Condition) -> Condition:
     kind = conditions.READY
     if plan.decision and plan.decision.replicas == 0:
         return Condition(kind, False, "Stopped", "spec.serving.replicas is 0")
+    if not plan.served:  # pods that are there now were a namesake's
+        return Condition(kind, False, plan.refactoring.reason, plan.refactoring.message)
     if seen.ready_pods:
         return Condition(kind, True, "Serving", "")
-    if not plan.served:
-        return Condition(kind, False, plan.refactoring.reason, plan.refactoring.message)
     return Condition(kind, False, workloads.reason, workloads.message)
 
 

@@ -148,7 +148,10 @@ def test_it_starts_works_is_silent_and_ends(
         apiserver.request("DELETE", f"{MODELS}/real")
         until(lambda: apiserver.request("GET", f"{MODELS}/real")[0] == 404, 15)
         assert process.end() == 0
-        assert "Traceback" not in process.log.read_text()
+        log = process.log.read_text()
+        assert "Traceback" not in log
+        assert "serving image serving:1" in log, "it tells its settings"
+        assert "Handler" not in log, "a line for each event of each child would hide the rest"
     finally:
         clean(apiserver, "real")
 

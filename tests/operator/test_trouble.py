@@ -59,6 +59,32 @@ def test_a_name_that_becomes_free_is_taken_although_services_wake_nobody(
     assert len(operator.cluster.list("jobs")) == 1
 
 
+def test_what_a_deleted_namesake_left_is_waited_for_and_no_failure(
+    operator: Operator, make_body: Make
+) -> None:
+    operator.apply(make_body())
+    operator.settle()
+    children = {p: operator.cluster.list(p) for p in ("jobs", "deployments", "services")}
+    operator.cluster.remove("prismmodels", "llm", "tiny")
+    for plural, found in children.items():  # the garbage collector has not come by yet
+        for child in found:
+            operator.cluster.put_new(plural, child)
+    again = make_body()
+    again["metadata"]["uid"] = "uid-second"
+    operator.restart()
+    operator.apply(again)
+    operator.settle(finish=False)
+    assert operator.status["phase"] == "Pending"
+    assert operator.condition("Ready")[:2] == ("False", "CleaningUp")
+    assert not any(w.body["reason"] == "NameTaken" for w in operator.writes("events"))
+    for plural, found in children.items():
+        for child in found:
+            operator.cluster.remove(plural, "llm", child["metadata"]["name"])
+    pass_time(operator, 15)
+    operator.settle()
+    assert operator.status["phase"] == "Serving"
+
+
 def test_a_strange_job_under_our_name_is_told_and_not_asked_for_again_and_again(
     operator: Operator, make_body: Make
 ) -> None:
