@@ -78,10 +78,6 @@ class PartialFolder:
         file = self.work / f"{name}.safetensors"
         return load(file.read_bytes()) if file.exists() else None
 
-    def discard(self, name: str) -> None:
-        """Drop what was kept under ``name``."""
-        (self.work / f"{name}.safetensors").unlink(missing_ok=True)
-
     def publish(self) -> None:
         """Make the artifact appear at its name, then drop the work."""
         sync_directory(self.artifact)
