@@ -49,6 +49,7 @@ demo-down:  ## remove everything that make demo made
 images: setup  ## build the images: REGISTRY=... TAG=... [PUSH=1] [TORCH_INDEX=...]
 	$(BIN)/python -m hack.images build --registry $(REGISTRY) $(if $(TAG),--tag $(TAG)) $(if $(PUSH),--push) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
-bench: setup  ## every published figure that needs no cluster: quality and level speed
+bench: setup  ## every published figure that needs no cluster: quality, level speed, step time
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/level_speed.py
+	$(BIN)/python bench/step_time.py

@@ -54,13 +54,16 @@ def _off_misses(record: Record) -> tuple[bool, str]:
 
 
 def _attainment_holds(record: Record) -> tuple[bool, str]:
-    """From the moment by which the ceiling must have moved to the end of the run."""
+    """From the moment by which the ceiling must have moved to the end of the step."""
     run, targets = elastic(record), record.targets
     begin = run.step_begin + CEILING_MOVES_S
-    figures = window(run.sent, begin, run.seconds, targets.ttft_ms, targets.itl_ms)
+    figures = window(run.sent, begin, run.step_end, targets.ttft_ms, targets.itl_ms)
     share = figures.ttft_attainment or 0.0
     held = share >= targets.percentile / 100
-    return held, f"once the ceiling had moved {100 * share:.1f} % of the requests were in time"
+    return (
+        held,
+        f"once the ceiling had moved {100 * share:.1f} % of the step's requests were in time",
+    )
 
 
 MARKS: Final[dict[str, Callable[[Record], tuple[bool, str]]]] = {
