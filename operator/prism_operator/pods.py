@@ -16,6 +16,7 @@ from prism_operator.api import Json, Model, parse_location
 
 USER: Final = 65532
 SOURCE_WAIT_S: Final = 60  # a Job that fills the claim may have been applied in the same breath
+LEAVE_ENDPOINTS_S: Final = 5  # the Service must know that a pod goes before it refuses requests
 KILL_AFTER_DRAIN_S: Final = 20  # time to leave, after the drain
 
 
@@ -47,7 +48,7 @@ def serving_pod(model: Model, context: Context, artifact: str) -> Json:
     part = model.serving
     pod: Json = {
         **_basics(context),
-        "terminationGracePeriodSeconds": part.drain_s + KILL_AFTER_DRAIN_S,
+        "terminationGracePeriodSeconds": LEAVE_ENDPOINTS_S + part.drain_s + KILL_AFTER_DRAIN_S,
         "initContainers": [_gateway(model, context, artifact)],
         "containers": [_engine(model, context, artifact)],
         "volumes": _serving_volumes(model),
@@ -187,6 +188,7 @@ def _engine(model: Model, context: Context, artifact: str) -> Json:
         "command": ["python", "-m", "prism_serving.engine"],
         "args": args,
         "env": _home(),
+        "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_ENDPOINTS_S}}},
         "securityContext": _container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _serving_mounts(model, artifact),

@@ -104,7 +104,10 @@ def test_the_gateway_is_a_native_sidecar_in_front_of_the_engine(
         assert mounts["/artifact"]["readOnly"]
         assert mounts["/artifact"]["subPath"] == "prism/artifacts/abc"
         assert "subPath" not in mounts["/etc/prism/control"]
-    assert pod["terminationGracePeriodSeconds"] > 60
+    (engine,) = pod["containers"]
+    wait_s = engine["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert wait_s > 0, "requests still routed to a pod that goes would be refused"
+    assert pod["terminationGracePeriodSeconds"] > wait_s + 60
     control = next(v for v in pod["volumes"] if v["name"] == "control")["configMap"]
     assert [item["key"] for item in control["items"]] == ["level.json", "slo.json"]
 
