@@ -32,13 +32,15 @@ def _floor_is_faster(record: Record) -> tuple[bool, str]:
 def _ceiling_moves(record: Record) -> tuple[bool, str]:
     after = elastic(record).lowered_after_s
     held = after is not None and after <= CEILING_MOVES_S
-    return held, f"the ceiling moved {after} s after the step began ({CEILING_MOVES_S} s allowed)"
+    text = "the ceiling did not move" if after is None else f"the ceiling moved after {after:.0f} s"
+    return held, f"{text} of the step ({CEILING_MOVES_S} s allowed)"
 
 
 def _quality_is_back(record: Record) -> tuple[bool, str]:
     after = elastic(record).restored_after_s
     held = after is not None and after <= QUALITY_BACK_S
-    return held, f"level 100 was back {after} s after the step ({QUALITY_BACK_S} s allowed)"
+    text = "level 100 did not come back" if after is None else f"level 100 was back {after:.0f} s"
+    return held, f"{text} after the step ({QUALITY_BACK_S} s allowed)"
 
 
 def _no_new_pod(record: Record) -> tuple[bool, str]:

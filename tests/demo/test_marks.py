@@ -12,7 +12,7 @@ def test_each_mark_says_so_when_nothing_moved() -> None:
     off = marks.off(made)
     still = replace(made, runs=(replace(off, title="Elastic", mode="Auto"), off))
     texts = " / ".join(marks.missed(still))
-    assert "ceiling moved None" in texts
+    assert "the ceiling did not move" in texts
     assert len(marks.verdicts(still)) == len(marks.MARKS)
 
 
