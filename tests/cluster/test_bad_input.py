@@ -9,10 +9,11 @@ import pytest
 import yaml
 from prism import contract
 
+from hack.cluster.made import SYSTEM
 from hack.demo import observe
 from hack.demo.journey import EXAMPLE, Served
 from hack.demo.kube import Json, Kube, TookTooLong, wait_until
-from hack.demo.site import SYSTEM, Site
+from hack.demo.site import Site
 
 CLAIM = "tiny-moe-model"
 DAMAGE = """

@@ -3,11 +3,12 @@
 import openai
 import pytest
 
+from hack.cluster.made import SYSTEM
 from hack.demo import ask, marks
 from hack.demo.journey import MODEL, Served
 from hack.demo.marks import elastic, off
 from hack.demo.record import Record
-from hack.demo.site import SYSTEM, Site
+from hack.demo.site import Site
 
 FIRST_TOKEN_S = 240
 # The mark is 90 s on two free cores; here the node, the tests and the refactoring share them.

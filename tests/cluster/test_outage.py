@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import pytest
 from prism import contract
 
+from hack.cluster.made import SYSTEM
 from hack.demo import ask, journey, observe
 from hack.demo.journey import MODEL, Served
 from hack.demo.kube import Kube, wait_until
 from hack.demo.load import Client, Target
-from hack.demo.site import SYSTEM, Site
+from hack.demo.site import Site
 
 from .disturb import pods
 

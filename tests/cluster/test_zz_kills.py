@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from prism import contract
 
+from hack.cluster.made import SYSTEM
 from hack.demo import ask, journey, observe
 from hack.demo.journey import MODEL, Served
 from hack.demo.kube import Kube, wait_until
 from hack.demo.prompts import passages
-from hack.demo.site import SYSTEM, Site
+from hack.demo.site import Site
 
 from .disturb import kill, pods, questions, wait_replaced
 from .test_bad_input import CLAIM, with_spec
