@@ -5,7 +5,7 @@ import random
 import pytest
 from prism_serving.control import Bounds, Slo
 from prism_serving.engine.costs import flat_model
-from prism_serving.engine.policy import Wish
+from prism_serving.engine.policy import AIM_TTFT, Wish
 from prism_serving.engine.ranges import RangePool
 from prism_serving.engine.scheduler import Running, Scheduler
 from prism_serving.protocol import Sampling
@@ -149,7 +149,7 @@ def test_requests_choose_their_own_levels_in_one_batch():
 
 
 def test_a_queue_lowers_the_prefill_level_and_an_empty_one_restores_it():
-    s = scheduler(bounds=Bounds(1, 25, 100), slo=Slo(ttft_ms=100))
+    s = scheduler(bounds=Bounds(1, 25, 100), slo=Slo(ttft_ms=round(80 / AIM_TTFT)))
     s.costs = flat_model(2e-4, 0.0, (75, 50, 25))
     for i in range(7):
         s.add(sequence(f"q{i}", prompt=64, new=1))
