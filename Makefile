@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 REGISTRY ?= localhost
 TAG ?=
 
-# One thread for each test process: two OpenMP pools on two cores stall each other.
+# Threads that wait must sleep: spinning OpenMP pools of several processes stall each other on few cores.
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup check format test test-long demo demo-down bench images
