@@ -8,15 +8,18 @@ from typing import Any, cast
 from prism_operator.api import Model
 from prism_operator.kube import KubeError
 from prism_operator.observe import PodView
-from prism_operator.plan import Measured
+from prism_operator.plan import Measured, Report
 from prism_operator.pods import Context
 from prism_operator.reconcile import Reconciler
+from prism_operator.scaler.model import CostModel, Demand, LevelCost
+from prism_operator.scaler.state import Signals
 from prism_operator.telemetry import Telemetry
 
 from . import controllers
 from .cluster import FakeCluster, FakeGateway, Write
 
 Json = dict[str, Any]
+COSTS = CostModel(tuple(LevelCost(n, 0.0005 * n / 100, 0.0) for n in (25, 50, 75, 100)))
 
 
 @dataclass
@@ -166,3 +169,9 @@ class Operator:
         assert config is not None
         level: Json = json.loads(config["data"]["level.json"])
         return level
+
+
+def traffic(op: Operator, requests: float, report: Report | None = None) -> None:
+    """What the pods are offered from now on: requests/s of 400 prompt tokens each."""
+    signals = Signals(at=op.now, demand=Demand(requests, 400 * requests, 0))
+    op.telemetry.measured = Measured(signals, COSTS, report or Report(), "Prometheus")

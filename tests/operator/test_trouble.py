@@ -11,8 +11,7 @@ from prism_operator.pods import Context, serving_pod
 
 from . import controllers
 from .cluster import Write
-from .harness import Operator
-from .test_reconcile import traffic
+from .harness import Operator, traffic
 
 Json = dict[str, Any]
 Make = Callable[..., Json]
