@@ -16,7 +16,7 @@ from pathlib import Path
 from hack import host
 
 ASK_SECONDS = 20
-CACHE = Path.home() / ".cache/prism/images"
+CACHE = host.CACHE / "images"
 # A store of our own: removing it is removing a folder, and the user's images are never looked at.
 STORAGE, RUN = CACHE / "storage", Path("/run/prism-images")
 BUILDAH = ("buildah", "--root", str(STORAGE), "--runroot", str(RUN))

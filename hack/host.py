@@ -24,9 +24,14 @@ CLUSTER_TOOLS: Mapping[str, str] = {
 }
 IMAGE_TOOLS: Mapping[str, str] = {
     "buildah": "buildah",
+    "/usr/lib/podman/netavark": "netavark",  # buildah asks for it even where it sets up no network
     "debootstrap": "debootstrap",
     "skopeo": "skopeo",
 }
+
+
+# What is built here, and the demo's clusters: one folder, which users may place (PRISM_CACHE).
+CACHE = Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache/prism").resolve()
 
 
 class MissingPackages(RuntimeError):

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack import engines
+from hack import engines, host
 from hack.cluster import tools
 from hack.cluster.access import Access
 from hack.cluster.errors import ClusterError
 from hack.progress import say, step
 
 NAME = "prism-demo"
-FOLDER = Path.home() / ".cache/prism/kind"
+FOLDER = host.CACHE / "kind"
 KUBECONFIG = FOLDER / "kubeconfig"
 CREATED = FOLDER / "created-by-prism"
 

@@ -5,12 +5,12 @@ CPU, the base images 4 minutes. They lie in one folder, and what stays is said.
 """
 
 import shutil
-from pathlib import Path
 
 from hack import engines
+from hack.host import CACHE
 from hack.progress import say, step
 
-CACHE = Path.home() / ".cache/prism"
+FOLDERS = ("images", "kernels", "kind", "local-cluster", "programs")
 PREFIX = "localhost/prism-"
 # Made once from pinned inputs, named by their digest: caches, not products.
 KEPT = tuple(f"{PREFIX}{kind}:" for kind in ("base", "builder", "packages"))
@@ -35,14 +35,21 @@ def remove_images() -> None:
 
 
 def remove_or_name_caches(remove: bool) -> None:
-    """Removes the whole cache folder, or says what stays in it."""
-    if not CACHE.exists():
+    """Removes our folders from the cache folder, or says which stay in it.
+
+    Ours by name: PRISM_CACHE may be a folder that others use too.
+    """
+    found = [CACHE / name for name in FOLDERS if (CACHE / name).exists()]
+    if not found:
         return
-    if remove:
-        with step(f"remove {CACHE}"):
+    names = ", ".join(path.name for path in found)
+    if not remove:
+        say(f"kept: build caches in {CACHE} ({names}); `down --purge --caches` removes them")
+        return
+    with step(f"remove {names} in {CACHE}"):
+        for path in found:
             # Overlay's own mounts would keep a folder busy; a store that nobody uses has none.
-            shutil.rmtree(CACHE)
-            shutil.rmtree(engines.RUN, ignore_errors=True)
-        return
-    names = sorted(path.name for path in CACHE.iterdir())
-    say(f"kept: build caches in {CACHE} ({', '.join(names)}); `down --purge --caches` removes them")
+            shutil.rmtree(path)
+        shutil.rmtree(engines.RUN, ignore_errors=True)
+    if not any(CACHE.iterdir()):
+        CACHE.rmdir()

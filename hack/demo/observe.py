@@ -197,3 +197,9 @@ def gauge(text: str, name: str) -> float | None:
         if line.startswith((f"{name}{{", f"{name} ")):
             return float(line.rsplit(" ", 1)[1])
     return None
+
+
+def total(text: str, name: str) -> float:
+    """Sum of all series of this name; 0 where there is none, as of a counter that never moved."""
+    lines = (line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from hack.host import CACHE
+
 CHART = Path(__file__).parents[2] / "charts" / "prism"
 
 Manifest = dict[str, Any]  # parsed YAML has no narrower type
@@ -18,9 +20,7 @@ Manifest = dict[str, Any]  # parsed YAML has no narrower type
 
 def find_helm() -> str | None:
     """The helm program: PATH first, then what the local cluster built."""
-    state = Path(
-        os.environ.get("PRISM_LOCAL_CLUSTER") or Path.home() / ".cache/prism/local-cluster"
-    )
+    state = Path(os.environ.get("PRISM_LOCAL_CLUSTER") or CACHE / "local-cluster")
     return shutil.which("helm") or shutil.which("helm", path=str(state / "bin"))
 
 

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hack.host import CACHE
+
 Json = dict[str, Any]
 
 
 def binary() -> Path:
     """Where the binary lies, or would lie."""
-    home = os.environ.get("PRISM_LOCAL_CLUSTER") or Path.home() / ".cache/prism/local-cluster"
+    home = os.environ.get("PRISM_LOCAL_CLUSTER") or CACHE / "local-cluster"
     return Path(home) / "bin" / "kube"
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "k8s"
 
-CACHE: Final = Path.home() / ".cache/prism"
+CACHE: Final = Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache/prism").resolve()
 STATE: Final = Path(os.environ.get("PRISM_LOCAL_CLUSTER") or CACHE / "local-cluster").resolve()
 PROGRAMS: Final = CACHE / "programs"  # PROGRAMS/DIGEST; STATE/bin is a link to the one in use
 BIN: Final = STATE / "bin"
