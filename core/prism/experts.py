@@ -1,24 +1,23 @@
-"""Prism's experts function behind transformers' experts interface, and the batch's levels.
+"""Prism's experts function behind transformers' experts interface.
 
 Knows what one MoE layer does at per-token levels; knows no scheduler and no device (the kernel
-chooser does). Model code passes nothing but hidden states and routing to its experts, so what
-else a batch needs lies in a context variable, and per-layer data on the experts module. Decision:
-all level logic is table look-ups on the token's level (log θ, knot, scalars), so a batch may mix
-any levels, nothing depends on values on the device, and level 100 is one more row of the tables.
+chooser does). What a batch needs lies in its context, per-layer data on the experts module.
+Decision: all level logic is table look-ups on the token's level (log θ, knot, scalars), so a batch
+may mix any levels, nothing depends on values on the device, and level 100 is one more row of the
+tables.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prism import levels as level_rules
+from prism import selection
 from prism.architectures import find_expert_modules
 from prism.artifact import Artifact, ArtifactError, LayerTensors
+from prism.batch_context import BatchContext, SelectionStats, batch_context, current
 from prism.contract import MAX_LEVEL, MIN_LEVEL
 from prism.kernels import Kernel, Packed, choose
 
@@ -32,81 +31,6 @@ __all__ = [
 ]
 
 IMPLEMENTATION = "prism"
-
-
-class SelectionStats:
-    """Counts sub-experts that tokens selected for themselves, over all layers it is shown.
-
-    Sums stay on the device until they are asked for; `per_layer` keeps one pair for each layer.
-    """
-
-    def __init__(self, *, per_layer: bool = False) -> None:
-        self._per_layer = per_layer
-        self._own: dict[int, Tensor | int] = {}
-        self._candidates: dict[int, int] = {}
-
-    def add(self, layer: int, own: Tensor | int, candidates: int) -> None:
-        """Count `own` of `candidates` (token, slot, sub-expert) triples of one layer."""
-        key = layer if self._per_layer else 0
-        self._own[key] = self._own.get(key, 0) + own
-        self._candidates[key] = self._candidates.get(key, 0) + candidates
-
-    @property
-    def own(self) -> int:
-        return sum(int(count) for count in self._own.values())
-
-    @property
-    def candidates(self) -> int:
-        return sum(self._candidates.values())
-
-    @property
-    def by_layer(self) -> dict[int, tuple[int, int]]:
-        """layer index -> (own, candidates); a single entry 0 unless `per_layer` was asked for."""
-        return {key: (int(own), self._candidates[key]) for key, own in self._own.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class BatchContext:
-    """What one forward pass needs beside its hidden states.
-
-    levels: int32 [T], 10–100, in the order of the flattened tokens; None: level 100 everywhere.
-    """
-
-    levels: Tensor | None = None
-    stats: SelectionStats | None = None
-    full: bool = field(init=False)  # every token at 100; known once, not once per layer
-    rows: Tensor | None = field(init=False)  # int64 [T]: the levels as row numbers of the tables
-
-    def __post_init__(self) -> None:
-        lowest = MAX_LEVEL if self.levels is None else int(self.levels.min().item())
-        if lowest < MIN_LEVEL or (self.levels is not None and int(self.levels.max()) > MAX_LEVEL):
-            raise ValueError(f"a level of the batch is outside {MIN_LEVEL}-{MAX_LEVEL}")
-        object.__setattr__(self, "full", lowest == MAX_LEVEL)
-        object.__setattr__(self, "rows", None if self.levels is None else self.levels.long())
-
-    @classmethod
-    def of(
-        cls,
-        levels: Sequence[int],
-        device: torch.device | str = "cpu",
-        stats: SelectionStats | None = None,
-    ) -> "BatchContext":
-        """A context from plain integers."""
-        return cls(torch.tensor(levels, dtype=torch.int32, device=device), stats)
-
-
-_FULL = BatchContext()
-_context: ContextVar[BatchContext] = ContextVar("prism_batch_context", default=_FULL)
-
-
-@contextmanager
-def batch_context(context: BatchContext) -> Iterator[None]:
-    """Forward passes inside the block run with this context; outside, everything is level 100."""
-    token = _context.set(context)
-    try:
-        yield
-    finally:
-        _context.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +119,10 @@ def forward(
     Token t gets Σ_k g · (scalar_e · Σ_kept Y_en + Σ_dropped mean_en); at 100 the plain expert.
     """
     data: LayerData = module._prism
-    context = _context.get()
+    context = current()
     weights = top_k_weights.float()
     if context.full:
-        _count(context, data, weights.numel() * data.packed.sub_experts, weights)
+        _count(context, data, top_k_index, None)
         out = data.kernel.forward(data.packed, hidden_states, top_k_index, weights, None)
         return out.to(hidden_states.dtype)
     return _reduced(data, context, hidden_states, top_k_index, weights).to(hidden_states.dtype)
@@ -215,17 +139,31 @@ def _reduced(
     # index_select and gather, not indexing: at decode sizes the cost is that of calling torch.
     theta, knot = data.log_theta.index_select(0, rows), data.knot.index_select(0, rows)
     state = data.kernel.select(x, index, weights, data.router_weight, data.router_bias, theta)
-    _count(context, data, state, weights)
-    scaled = weights * data.scalars.index_select(0, rows).gather(1, index)
-    out = data.kernel.forward(data.packed, x, index, scaled, state)
+    scalars = data.scalars.index_select(0, rows).gather(1, index)
+    if context.groups is not None and context.ride_along:
+        state = selection.ride_along(state, index, context.groups, data.packed.experts)
+        scalars = selection.faded(scalars, state)
+    _count(context, data, index, state)
+    out = data.kernel.forward(data.packed, x, index, weights * scalars, state)
     data.kernel.compensate(out, index, weights, state, data.means, knot)
     return out
 
 
-def _count(context: BatchContext, data: LayerData, own: Tensor | int, weights: Tensor) -> None:
-    if context.stats is not None:
-        count = own if isinstance(own, int) else own.count_nonzero()
-        context.stats.add(data.layer, count, weights.numel() * data.packed.sub_experts)
+def _count(context: BatchContext, data: LayerData, index: Tensor, state: Tensor | None) -> None:
+    """Add one layer to the batch's statistics; state None: level 100."""
+    stats, groups = context.stats, context.groups
+    if stats is None:
+        return
+    shape = data.packed.experts, data.packed.sub_experts
+    candidates = index.numel() * shape[1]
+    computed = candidates if state is None else state.count_nonzero()
+    ridden: Tensor | int = 0
+    if groups is not None:
+        if state is not None and context.ride_along:
+            ridden = (state == selection.RIDE).sum()
+        counts = selection.count_groups(state, index, groups, shape)
+        stats.add_groups(data.layer, counts, ridden)
+    stats.add(data.layer, computed - ridden, candidates)
 
 
 def register() -> None:
