@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from prism.expert_weights import expert_weights
 from prism.experts import BatchContext, LayerData, batch_context, forward
 from prism.kernels import choose
 from prism.selection import select
@@ -93,7 +94,7 @@ def attach_random(module: Any, shape: Shape, dtype: torch.dtype) -> None:
     module._prism = LayerData(
         layer=0,
         kernel=kernel,
-        packed=kernel.pack(module.gate_up_proj, module.down_proj, n),
+        packed=kernel.pack(expert_weights(module), n),
         router_weight=router,
         router_bias=bias,
         means=torch.randn(3, e, n, h) * 0.01,

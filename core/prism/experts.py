@@ -19,7 +19,8 @@ from prism.architectures import find_expert_modules
 from prism.artifact import Artifact, ArtifactError, LayerTensors
 from prism.batch_context import BatchContext, SelectionStats, batch_context, current
 from prism.contract import MAX_LEVEL, MIN_LEVEL
-from prism.kernels import Kernel, Packed, choose
+from prism.expert_weights import add_down_bias, expert_weights
+from prism.kernels import Kernel, Packed, pack
 
 __all__ = [
     "BatchContext",
@@ -46,6 +47,7 @@ class LayerData:
     log_theta: Tensor  # [101] fp32; minus infinity at 100
     knot: Tensor  # [101] int64: whose means serve a level; at 100 nothing is dropped, so any
     scalars: Tensor  # [101, E + 1] fp32; ones at 100 and for the sentinel expert E
+    down_bias: Tensor | None = None  # [E, H]
 
 
 def attach(model: nn.Module, artifact: Artifact, *, kernel: str = "auto") -> None:
@@ -67,7 +69,7 @@ def attach(model: nn.Module, artifact: Artifact, *, kernel: str = "auto") -> Non
     for index, (name, module) in enumerate(modules):
         module._prism = _layer_data(artifact, index, name, module, kernel)
         if module._prism.packed.owns_copy:
-            for part in ("gate_up_proj", "down_proj"):
+            for part in ("gate_up_proj", "down_proj"):  # only gated experts are ever copied
                 empty = torch.empty(0, dtype=getattr(module, part).dtype)
                 setattr(module, part, nn.Parameter(empty, requires_grad=False))
     model.set_experts_implementation(IMPLEMENTATION)  # type: ignore[operator]
@@ -75,21 +77,25 @@ def attach(model: nn.Module, artifact: Artifact, *, kernel: str = "auto") -> Non
 
 def _layer_data(artifact: Artifact, index: int, name: str, module: Any, kernel: str) -> LayerData:
     manifest, tensors = artifact.manifest, artifact.layer(index)
-    gate_up, down = module.gate_up_proj.detach(), module.down_proj.detach()
-    experts, hidden, intermediate = down.shape
-    expected = (manifest.num_experts, manifest.sub_experts, hidden)
-    if (experts, *tensors.router_weight.shape[1:]) != expected:
+    weights = expert_weights(module)
+    expected = (manifest.num_experts, manifest.sub_experts, weights.hidden)
+    if (weights.experts, *tensors.router_weight.shape[1:]) != expected:
         raise ArtifactError(
-            f"{artifact.path}: {name}: {experts} experts of hidden size {hidden} in the model, "
+            f"{artifact.path}: {name}: {weights.experts} experts of hidden size {weights.hidden} "
+            "in the model, "
             f"sub-routers of shape {tuple(tensors.router_weight.shape)} in the artifact"
         )
-    n = manifest.sub_experts
-    chosen = choose(gate_up.device, gate_up.dtype, hidden, intermediate // n, kernel)
-    return _tables(artifact, index, tensors, chosen, chosen.pack(gate_up, down, n))
+    chosen, packed = pack(weights, manifest.sub_experts, kernel)
+    return _tables(artifact, index, tensors, chosen, packed, weights.down_bias)
 
 
 def _tables(
-    artifact: Artifact, index: int, tensors: LayerTensors, kernel: Kernel, packed: Packed
+    artifact: Artifact,
+    index: int,
+    tensors: LayerTensors,
+    kernel: Kernel,
+    packed: Packed,
+    down_bias: Tensor | None,
 ) -> LayerData:
     knots, device = artifact.manifest.knots, packed.down.device
     theta = [
@@ -108,6 +114,7 @@ def _tables(
         log_theta=torch.tensor(theta, dtype=torch.float32, device=device),
         knot=knot.to(device),
         scalars=scalars.to(device),
+        down_bias=down_bias,
     )
 
 
@@ -116,7 +123,8 @@ def forward(
 ) -> Tensor:
     """The experts function: hidden_states [T, H], index and weights [T, K] -> [T, H].
 
-    Token t gets Σ_k g · (scalar_e · Σ_kept Y_en + Σ_dropped mean_en); at 100 the plain expert.
+    Token t gets Σ_k g · (scalar_e · Σ_kept Y_en + Σ_dropped mean_en + bias_e); at 100 the plain
+    expert.
     """
     data: LayerData = module._prism
     context = current()
@@ -124,8 +132,11 @@ def forward(
     if context.full:
         _count(context, data, top_k_index, None)
         out = data.kernel.forward(data.packed, hidden_states, top_k_index, weights, None)
-        return out.to(hidden_states.dtype)
-    return _reduced(data, context, hidden_states, top_k_index, weights).to(hidden_states.dtype)
+    else:
+        out = _reduced(data, context, hidden_states, top_k_index, weights)
+    if data.down_bias is not None:
+        add_down_bias(out, top_k_index, weights, data.down_bias)
+    return out.to(hidden_states.dtype)
 
 
 def _reduced(

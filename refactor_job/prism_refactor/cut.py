@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.layer_experts import (
     Expert,
-    expert_count,
     expert_of,
+    expert_shape,
+    full_output,
     routed,
     spread,
-    weight,
 )
 from prism_refactor.options import FIT_TOKENS, SEARCH_TOKENS
 from prism_refactor.partition import dropping_errors, neuron_mass, order_slices, partition
@@ -75,8 +75,7 @@ class CutVisitor:
         return full_output(module, x, index, weights)
 
     def _fit(self, layer: int, module: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Cut:
-        experts = expert_count(module)
-        width = weight(module, "down_proj").shape[2]
+        experts, _, width = expert_shape(module)
         inputs = _inputs(experts, x, index, weights)
         permutations = torch.empty(experts, width, dtype=torch.int64)
         with _pool(self._workers) as pool:
@@ -112,23 +111,13 @@ class CutVisitor:
     ) -> tuple[Tensor, Tensor, Tensor]:
         sample = spread(torch.arange(len(chosen)), FIT_TOKENS)
         inputs = x[chosen[sample]].float()
-        permuted = Expert(expert.module, expert.gate_up, expert.down[:, order])
+        permuted = expert.with_down(order)
         activations = expert.activate(inputs)[:, order]
         errors = dropping_errors(permuted, activations, self._sub_experts)
         mean_error = (gates[sample].float()[:, None] * errors).mean(0)
         by_mean = torch.argsort(mean_error, descending=True, stable=True)
         router = fit_subrouter(inputs, errors[:, by_mean])
         return order_slices(order, mean_error), router.weight, router.bias
-
-
-def full_output(module: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """sum_k g_k Y_k [T, H] fp32 with whole experts."""
-    out = torch.zeros(x.shape, dtype=torch.float32)
-    for expert_index, tokens, slots in routed(index, expert_count(module)):
-        expert = expert_of(module, expert_index)
-        y = expert.project(expert.activate(x[tokens]))
-        out.index_add_(0, tokens, y * weights[tokens, slots].float()[:, None])
-    return out
 
 
 def _inputs(experts: int, x: Tensor, index: Tensor, weights: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -34,7 +34,7 @@ from prism_refactor import evaluate, report, request, text, write
 from prism_refactor.calibrate import run_layers
 from prism_refactor.cut import Cut, CutVisitor
 from prism_refactor.errors import Reason, RefactorError
-from prism_refactor.layer_experts import permute_neurons, weight
+from prism_refactor.layer_experts import expert_shape, permute_neurons
 from prism_refactor.machine import compute_dtype
 from prism_refactor.options import (
     EVALUATION_LEVELS,
@@ -113,7 +113,7 @@ class _Run:
         model, tokenizer = load_model(self._checkpoint.path, dtype)
         texts = self._texts(corpus, tokenizer)
         experts = find_expert_modules(model)[0][1]
-        count, hidden, width = weight(experts, "down_proj").shape
+        count, hidden, width = expert_shape(experts)
         require_divisible(self._checkpoint, self._options.sub_experts, width)
         places = write.blocks(self._checkpoint, count)
         self._require_space(texts, hidden, count)

@@ -1,66 +1,73 @@
 """The experts of one layer as the fitting code needs them: activations and outputs in fp32.
 
-Knows transformers' experts modules (gate_up_proj [E, 2I, H], down_proj [E, H, I], ``_apply_gate``).
-Must not know about levels. The decision worth arguing about: one expert at a time is lifted to
-fp32, so a bf16 model needs no fp32 copy of itself.
+Knows the normal form of experts (prism.expert_weights). Must not know about levels. The decision
+worth arguing about: one expert at a time is lifted to fp32, so a bf16 model needs no fp32 copy of
+itself.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from prism.expert_weights import ExpertWeights, add_down_bias, expert_weights
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """One expert in fp32: ``activate`` x [t, H] -> [t, I], ``project`` [t, I] -> [t, H]."""
+    """One expert in fp32: ``activate`` x [t, H] -> [t, I], ``project`` [t, I] -> [t, H].
 
-    module: nn.Module
-    gate_up: Tensor  # [2I, H]
+    The bias of down is in neither: it is no neuron's and stays whole (see ``full_output``).
+    """
+
+    weights: ExpertWeights  # of this expert alone
     down: Tensor  # [H, I]
 
     def activate(self, x: Tensor) -> Tensor:
         """Gated activations [t, I] of inputs [t, H]."""
-        acted: Tensor = self.module._apply_gate(x.float() @ self.gate_up.t())  # type: ignore[operator]
-        return acted
+        return self.weights.inner(0, x.float())
 
     def project(self, activations: Tensor) -> Tensor:
         """Outputs [t, H] of activations [t, I]."""
         return activations @ self.down.t()
 
+    def with_down(self, order: Tensor) -> "Expert":
+        """The same expert whose ``project`` takes activations in this order of neurons [I]."""
+        return replace(self, down=self.down[:, order])
 
-def expert_of(module: nn.Module, index: int) -> Expert:
+
+def expert_of(module: Any, index: int) -> Expert:
     """Expert ``index`` of an experts module, lifted to fp32."""
-    return Expert(
-        module,
-        weight(module, "gate_up_proj")[index].float(),
-        weight(module, "down_proj")[index].float(),
-    )
+    lifted = expert_weights(module).one(index)
+    return Expert(lifted, lifted.down[0])
 
 
-def weight(module: nn.Module, name: str) -> Tensor:
-    """The stacked parameter ``name`` of an experts module."""
-    parameter = getattr(module, name)
-    assert isinstance(parameter, Tensor)
-    return parameter.detach()
+def expert_shape(module: Any) -> tuple[int, int, int]:
+    """(experts, hidden size, neurons of an expert) of an experts module."""
+    weights = expert_weights(module)
+    return weights.experts, weights.hidden, weights.intermediate
 
 
-def expert_count(module: nn.Module) -> int:
-    """Number of routed experts in this layer."""
-    return weight(module, "down_proj").shape[0]
+def full_output(module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """sum_k g_k Y_k [T, H] fp32 with whole experts."""
+    held = expert_weights(module)
+    out = torch.zeros(x.shape, dtype=torch.float32)
+    for expert_index, tokens, slots in routed(index, held.experts):
+        expert = expert_of(module, expert_index)
+        y = expert.project(expert.activate(x[tokens]))
+        out.index_add_(0, tokens, y * weights[tokens, slots].float()[:, None])
+    if held.down_bias is not None:
+        add_down_bias(out, index, weights, held.down_bias)
+    return out
 
 
-def permute_neurons(module: nn.Module, permutations: Tensor) -> None:
-    """Reorder the neurons of every expert in place; ``permutations`` [E, I] int64.
-
-    Row i of the new gate and up is row ``permutations[e, i]`` of the old; columns of down follow.
-    """
-    gate_up, down = weight(module, "gate_up_proj"), weight(module, "down_proj")
-    width = down.shape[2]
+def permute_neurons(module: Any, permutations: Tensor) -> None:
+    """Reorder the neurons of every expert in place; ``permutations`` [E, I] int64: new neuron i of
+    expert e was neuron ``permutations[e, i]``."""
+    held = expert_weights(module)
     for expert, order in enumerate(permutations):
-        gate_up[expert] = gate_up[expert][torch.cat([order, order + width])]
-        down[expert] = down[expert][:, order]
+        held.permute(expert, order)
 
 
 def routed(index: Tensor, experts: int) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from prism.experts import attach
 from prism.loading import load_model
 
 from prism_refactor import evaluate, text
-from prism_refactor.layer_experts import weight
+from prism_refactor.layer_experts import expert_shape
 from prism_refactor.options import MIN_EVALUATION_TOKENS, WINDOW
 
 
@@ -36,7 +36,7 @@ def measure(
 
     end = tokenizer.eos_token_id
     windows = text.windows(corpus.documents, encode, end, tokens, MIN_EVALUATION_TOKENS)
-    _, hidden, width = weight(find_expert_modules(model)[0][1], "down_proj").shape
+    _, hidden, width = expert_shape(find_expert_modules(model)[0][1])
     attach(model, artifact)
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     size = evaluate.batch_sequences(WINDOW, vocabulary)

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from prism.kernels import choose
+from prism.expert_weights import add_down_bias, expert_weights
+from prism.kernels import pack
 from torch import Tensor, nn
 
 from prism_refactor.batches import BATCH_SIZES, BatchShares, batch_shares
 from prism_refactor.compensate import compensate
 from prism_refactor.cut import Cut
-from prism_refactor.layer_experts import expert_of, routed, spread, weight
+from prism_refactor.layer_experts import expert_of, routed, spread
 from prism_refactor.options import COMPENSATION_TOKENS, KNOTS
 from prism_refactor.thresholds import log_threshold, scores
 
@@ -99,16 +100,16 @@ def reduced_output(
     module: nn.Module, x: Tensor, index: Tensor, weights: Tensor, cut: Cut, knot: LayerKnot
 ) -> Tensor:
     """sum_k g_k (scalar * kept + means of dropped) [T, H] fp32, by the kernel that serves."""
-    gate_up, down = weight(module, "gate_up_proj"), weight(module, "down_proj")
-    slices = cut.router_bias.shape[1]
-    kernel = choose(down.device, down.dtype, down.shape[1], down.shape[2] // slices)
-    packed = kernel.pack(gate_up, down, slices)
+    held = expert_weights(module)
+    kernel, packed = pack(held, cut.router_bias.shape[1])
     weights = weights.float()
     log_theta = knot.log_theta.float().expand(len(x)).contiguous()
     state = kernel.select(x, index, weights, cut.router_weight, cut.router_bias, log_theta)
     out = kernel.forward(packed, x, index, weights * knot.scalars[index], state)
     row = torch.zeros(len(x), dtype=torch.int64)
     kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
+    if held.down_bias is not None:
+        add_down_bias(out, index, weights, held.down_bias)
     return out
 
 

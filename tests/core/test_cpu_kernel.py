@@ -1,11 +1,12 @@
 """The C++ kernel against the torch reference, for every instruction set this machine has."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from prism.kernels import build, choose
+from prism.expert_weights import ExpertWeights
+from prism.kernels import build, choose, pack
 from prism.kernels.cpu_kernel import CpuKernel
 from prism.kernels.reference import ReferenceKernel
 from torch import Tensor
@@ -46,12 +47,17 @@ def extension() -> None:
     build.load()
 
 
+def zeros(rows: int, neurons: int) -> ExpertWeights:
+    """One expert over 8 features; `rows` of gate and up together."""
+    return ExpertWeights.swiglu(torch.zeros(1, rows, 8), torch.zeros(1, 8, neurons))
+
+
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     x, i, w = torch.zeros(1, 8), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1)
     kernel = CpuKernel(request.param)
     try:
-        kernel.forward(kernel.pack(torch.zeros(1, 64, 8), torch.zeros(1, 8, 32), 4), x, i, w, None)
+        kernel.forward(kernel.pack(zeros(64, 32), 4), x, i, w, None)
     except RuntimeError as error:
         if "has no kernels named" not in str(error):
             raise
@@ -92,12 +98,12 @@ def layer(case: Case, dtype: torch.dtype = torch.float32, share: float = 0.5) ->
 
 
 def run(kernel: CpuKernel, at: Layer, state: Tensor | None) -> Tensor:
-    packed = kernel.pack(at.gate_up, at.down, at.n)
+    packed = kernel.pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     return kernel.forward(packed, at.x, at.index, at.weights, state)
 
 
 def reference(at: Layer, state: Tensor | None) -> Tensor:
-    packed = REFERENCE.pack(at.gate_up.float(), at.down.float(), at.n)
+    packed = REFERENCE.pack(ExpertWeights.swiglu(at.gate_up.float(), at.down.float()), at.n)
     return REFERENCE.forward(packed, at.x.float(), at.index, at.weights, state)
 
 
@@ -131,7 +137,7 @@ def test_all_off_is_zero() -> None:
 
 def test_no_tokens_give_no_rows() -> None:
     at = layer(SHAPES[0])
-    packed = CpuKernel().pack(at.gate_up, at.down, at.n)
+    packed = CpuKernel().pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     out = CpuKernel().forward(packed, at.x[:0], at.index[:0], at.weights[:0], at.state[:0])
     assert out.shape == (0, 64)
 
@@ -142,7 +148,7 @@ def test_sentinel_experts_are_skipped() -> None:
     index[2, 1] = at.gate_up.shape[0]
     weights = at.weights.clone()
     weights[2, 1] = 0
-    packed = CpuKernel().pack(at.gate_up, at.down, at.n)
+    packed = CpuKernel().pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     skipped = CpuKernel().forward(packed, at.x, index, at.weights, at.state)
     zeroed = CpuKernel().forward(packed, at.x, at.index, weights, at.state)
     assert torch.equal(skipped, zeroed)
@@ -152,9 +158,9 @@ def test_one_token_may_have_an_expert_twice() -> None:
     at = layer(Case(64, 64, 4, 20))
     index = at.index.clone()
     index[:, 1] = index[:, 0]
-    packed = CpuKernel().pack(at.gate_up, at.down, at.n)
+    packed = CpuKernel().pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     found = CpuKernel().forward(packed, at.x, index, at.weights, at.state)
-    whole = REFERENCE.pack(at.gate_up, at.down, at.n)
+    whole = REFERENCE.pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     expected = REFERENCE.forward(whole, at.x, index, at.weights, at.state)
     assert_close(found, expected, torch.float32)
 
@@ -176,7 +182,7 @@ def test_result_is_the_same_bits_for_any_number_of_threads(
 def test_a_token_does_not_depend_on_its_neighbours(isa: str, dtype: torch.dtype) -> None:
     at = layer(Case(320, 128, 4, 150), dtype)
     kernel = CpuKernel(isa)
-    packed = kernel.pack(at.gate_up, at.down, at.n)
+    packed = kernel.pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     together = kernel.forward(packed, at.x, at.index, at.weights, at.state)
     for t in (0, 7, 149):
         own = slice(t, t + 1)
@@ -188,7 +194,7 @@ def test_nan_stays_in_its_row() -> None:
     at = layer(Case(64, 64, 4, 12))
     x = at.x.clone()
     x[5, 3] = torch.nan
-    packed = CpuKernel().pack(at.gate_up, at.down, at.n)
+    packed = CpuKernel().pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     found = CpuKernel().forward(packed, x, at.index, at.weights, None)
     assert found[5].isnan().all()
     assert not found[:5].isnan().any()
@@ -197,10 +203,14 @@ def test_nan_stays_in_its_row() -> None:
 
 def test_huge_gates_saturate() -> None:
     at = layer(Case(64, 64, 4, 4))
-    packed = CpuKernel().pack(at.gate_up * 1e3, at.down, at.n)
+    packed = CpuKernel().pack(ExpertWeights.swiglu(at.gate_up * 1e3, at.down), at.n)
     found = CpuKernel().forward(packed, at.x, at.index, at.weights, None)
     expected = REFERENCE.forward(
-        REFERENCE.pack(at.gate_up * 1e3, at.down, at.n), at.x, at.index, at.weights, None
+        REFERENCE.pack(ExpertWeights.swiglu(at.gate_up * 1e3, at.down), at.n),
+        at.x,
+        at.index,
+        at.weights,
+        None,
     )
     assert_close(found, expected, torch.float32)
 
@@ -233,16 +243,18 @@ def test_compensation_equals_the_reference() -> None:
 def test_wrong_arguments_are_named(change: dict[str, Tensor], message: str) -> None:
     at = layer(Case(64, 128, 8, 2))
     given = {"x": at.x, "index": at.index, "weights": at.weights, "state": at.state} | change
-    packed = CpuKernel().pack(at.gate_up, at.down, at.n)
+    packed = CpuKernel().pack(ExpertWeights.swiglu(at.gate_up, at.down), at.n)
     with pytest.raises(RuntimeError, match=message):
         CpuKernel().forward(packed, **given)
 
 
 def test_pack_refuses_what_cannot_be_cut() -> None:
     with pytest.raises(ValueError, match="60 neurons cannot be cut into 8"):
-        CpuKernel().pack(torch.zeros(1, 120, 8), torch.zeros(1, 8, 60), 8)
+        CpuKernel().pack(zeros(120, 60), 8)
     with pytest.raises(ValueError, match="does not fit down"):
-        CpuKernel().pack(torch.zeros(1, 60, 8), torch.zeros(1, 8, 60), 4)
+        zeros(60, 60)
+    with pytest.raises(ValueError, match="without biases, not gelu"):
+        CpuKernel().pack(replace(zeros(64, 32), activation="gelu(gate) · up"), 4)
 
 
 CPU = torch.device("cpu")
@@ -270,6 +282,18 @@ def test_chooser_falls_back_with_the_reason(
     assert why in caplog.text
     with pytest.raises(ValueError, match=why):
         choose(CPU, dtype, hidden, 8, "cpu")
+
+
+def test_chooser_leaves_other_gates_to_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    choose.cache_clear()
+    with caplog.at_level("WARNING", logger="prism.kernels"):
+        plain = zeros(64, 32)
+        kernel, _ = pack(replace(plain, activation="gelu(gate) · up"), 4)
+        assert isinstance(kernel, ReferenceKernel)
+        kernel, _ = pack(replace(plain, gate_bias=plain.up[:, 0], up_bias=plain.up[:, 0]), 4)
+        assert isinstance(kernel, ReferenceKernel)
+    assert "not gelu(gate) · up" in caplog.text
+    assert "not silu(gate) · up with biases" in caplog.text
 
 
 @pytest.mark.parametrize("kernel", ["triton", "fast"])

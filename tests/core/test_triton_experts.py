@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 INTERPRETED = """
 import torch
+from prism.expert_weights import ExpertWeights
 from prism.kernels.reference import ReferenceKernel
 from prism.kernels.triton_experts import TritonKernel
 
@@ -31,9 +32,10 @@ for dtype, limit in tolerance.items():
         weights = torch.rand(tokens, slots)
         half = (torch.rand(tokens, slots, n) < 0.5).to(torch.uint8)
         for state in (half, None, torch.zeros_like(half)):
-            whole = reference.pack(gate_up.float(), down.float(), n)
+            floats = ExpertWeights.swiglu(gate_up.float(), down.float())
+            whole = reference.pack(floats, n)
             expected = reference.forward(whole, x.float(), index, weights, state)
-            packed = kernel.pack(gate_up, down, n)
+            packed = kernel.pack(ExpertWeights.swiglu(gate_up, down), n)
             found = kernel.forward(packed, x, index, weights, state)
             error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
             assert error < limit, (dtype, tokens, error)

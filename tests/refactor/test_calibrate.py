@@ -7,7 +7,8 @@ import pytest
 import torch
 from prism.loading import load_model
 from prism_refactor.calibrate import run_layers
-from prism_refactor.cut import CutVisitor, full_output
+from prism_refactor.cut import CutVisitor
+from prism_refactor.layer_experts import full_output
 from prism_refactor.errors import Reason, RefactorError
 from torch import Tensor, nn
 

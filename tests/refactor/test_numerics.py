@@ -25,6 +25,9 @@ H, WIDTH, N = 12, 16, 4
 class Experts(nn.Module):
     """What transformers' experts modules look like to us."""
 
+    has_gate = is_concatenated = True
+    is_transposed = has_bias = has_post_expert_norm = False
+
     def __init__(self, experts: int = 3) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)

@@ -8,30 +8,54 @@ from functools import cache
 
 import torch
 
+from prism.expert_weights import SWIGLU, ExpertWeights
 from prism.kernels.cpu_kernel import DTYPES, CpuKernel
 from prism.kernels.interface import Kernel, Packed
 from prism.kernels.reference import ReferenceKernel
 
-__all__ = ["KERNELS", "Kernel", "Packed", "choose"]
+__all__ = ["KERNELS", "Kernel", "Packed", "choose", "pack"]
 
 KERNELS = ("auto", "reference", "cpu", "triton")
 
 _log = logging.getLogger(__name__)
 
 
+def pack(weights: ExpertWeights, n: int, kernel: str = "auto") -> tuple[Kernel, Packed]:
+    """Choose the kernel for one layer's experts and pack them into n sub-experts each."""
+    biased = "" if weights.up_bias is None else " with biases"
+    chosen = choose(
+        weights.down.device,
+        weights.down.dtype,
+        weights.hidden,
+        weights.intermediate // n,
+        kernel,
+        weights.activation + biased,
+    )
+    return chosen, chosen.pack(weights, n)
+
+
 @cache
 def choose(
-    device: torch.device, dtype: torch.dtype, hidden: int, width: int, kernel: str = "auto"
+    device: torch.device,
+    dtype: torch.dtype,
+    hidden: int,
+    width: int,
+    kernel: str = "auto",
+    activation: str = SWIGLU,
 ) -> Kernel:
     """The kernel for weights of `dtype` [.., hidden] cut into sub-experts of `width` neurons.
 
-    `kernel` other than "auto" asks for one by name. Raises ValueError for an unknown name or one
-    that cannot run here.
+    `activation` says what the experts compute between their projections. `kernel` other than
+    "auto" asks for one by name. Raises ValueError for an unknown name or one that cannot run here.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel {kernel!r}: expected one of {', '.join(KERNELS)}")
     if kernel == "reference":
         name, chosen, why = _reference("asked for")
+    elif activation != SWIGLU:
+        name, chosen, why = _reference(
+            f"lower levels will save no time: the fast kernels compute {SWIGLU}, not {activation}"
+        )
     else:
         name, chosen, why = _best(device, dtype, hidden)
     if kernel not in ("auto", name):

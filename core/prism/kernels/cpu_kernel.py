@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prism.kernels.interface import Packed, sub_expert_width
+from prism.expert_weights import ExpertWeights
+from prism.kernels.interface import Packed, require_plain, sub_expert_width
 
 DTYPES = (torch.float32, torch.bfloat16)
 _PANEL = 32
@@ -65,17 +66,18 @@ class CpuKernel:
         self._isa = isa
         self.name = f"C++ {isa or torch.ops.prism.isa_name()}"
 
-    def pack(self, gate_up: Tensor, down: Tensor, n: int) -> Packed:
-        width = sub_expert_width(gate_up, down, n)
-        experts, hidden, _ = down.shape
+    def pack(self, weights: ExpertWeights, n: int) -> Packed:
+        gate, up = require_plain(weights, self.name)
+        width = sub_expert_width(weights, n)
+        experts, hidden = weights.experts, weights.hidden
         padded = sum(size for _, _, size in _panels(width))
         hidden_padded = -(-hidden // _COLUMNS) * _COLUMNS
-        packed_gate_up = gate_up.new_empty(experts, n, 2 * padded * hidden)
-        packed_down = gate_up.new_empty(experts, n, padded * hidden_padded)
+        packed_gate_up = up.new_empty(experts, n, 2 * padded * hidden)
+        packed_down = up.new_empty(experts, n, padded * hidden_padded)
         for e in range(experts):  # one at a time: the copy in flight stays small
-            gate, up = gate_up[e].view(2, n, width, hidden)
-            packed_gate_up[e] = _pack_gate_up(gate, up)
-            packed_down[e] = _pack_down(down[e].t().reshape(n, width, hidden), padded)
+            halves = (part[e].reshape(n, width, hidden) for part in (gate, up))
+            packed_gate_up[e] = _pack_gate_up(*halves)
+            packed_down[e] = _pack_down(weights.down[e].t().reshape(n, width, hidden), padded)
         return Packed(
             packed_gate_up.flatten(0, 1),
             packed_down.flatten(0, 1),

@@ -10,18 +10,21 @@ from typing import Protocol
 
 from torch import Tensor
 
+from prism.expert_weights import SWIGLU, ExpertWeights
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
     """One layer's expert weights as a kernel wants them; `owns_copy`: originals may be freed."""
 
-    gate_up: Tensor
+    gate_up: Tensor  # in the kernel's own layout
     down: Tensor
     experts: int
     sub_experts: int
     hidden: int
     width: int  # neurons of one sub-expert: I / N
     owns_copy: bool
+    weights: ExpertWeights | None = None  # views of the model, for kernels that own no copy
 
 
 class Kernel(Protocol):
@@ -31,17 +34,18 @@ class Kernel(Protocol):
     def name(self) -> str:
         """Short name, for logs."""
 
-    def pack(self, gate_up: Tensor, down: Tensor, n: int) -> Packed:
-        """Pack gate_up [E, 2I, H] (gate rows, then up rows) and down [E, H, I] into n sub-experts.
+    def pack(self, weights: ExpertWeights, n: int) -> Packed:
+        """Pack one layer's experts into n sub-experts each.
 
-        Raises ValueError when I is no multiple of n.
+        Raises ValueError when I is no multiple of n, and for experts this kernel cannot compute.
         """
 
     def forward(
         self, packed: Packed, x: Tensor, index: Tensor, weights: Tensor, state: Tensor | None
     ) -> Tensor:
         """fp32 [T, H]: for each token the sum over its slots k and the sub-experts n with
-        state[t, k, n] != 0 of weights[t, k] · down_n(silu(gate_n x) · up_n x).
+        state[t, k, n] != 0 of weights[t, k] · down_n(activate(gate_n x, up_n x)).
+        The bias of down is not in it: it belongs to the whole expert (see experts.forward).
 
         x [T, H] in the packed dtype; index [T, K] int64, an index >= E is skipped;
         weights [T, K] fp32; state uint8 [T, K, N], None: every sub-expert.
@@ -74,14 +78,15 @@ class Kernel(Protocol):
         """
 
 
-def sub_expert_width(gate_up: Tensor, down: Tensor, n: int) -> int:
-    """Neurons of one sub-expert; ValueError when the shapes do not fit each other or n."""
-    experts, hidden, intermediate = down.shape
-    if gate_up.shape != (experts, 2 * intermediate, hidden):
-        raise ValueError(
-            f"gate_up {tuple(gate_up.shape)} does not fit down {tuple(down.shape)}: "
-            f"expected {(experts, 2 * intermediate, hidden)}"
-        )
-    if n < 1 or intermediate % n:
-        raise ValueError(f"{intermediate} neurons cannot be cut into {n} equal sub-experts")
-    return intermediate // n
+def sub_expert_width(weights: ExpertWeights, n: int) -> int:
+    """Neurons of one sub-expert; ValueError when I is no multiple of n."""
+    if n < 1 or weights.intermediate % n:
+        raise ValueError(f"{weights.intermediate} neurons cannot be cut into {n} equal sub-experts")
+    return weights.intermediate // n
+
+
+def require_plain(weights: ExpertWeights, kernel: str) -> tuple[Tensor, Tensor]:
+    """(gate, up) of experts that compute silu(gate) · up without biases; else ValueError."""
+    if not weights.is_plain or weights.gate is None:
+        raise ValueError(f"{kernel} computes {SWIGLU} without biases, not {weights.activation}")
+    return weights.gate, weights.up

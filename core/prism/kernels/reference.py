@@ -7,36 +7,38 @@ weights' dtype, sums over slots in fp32.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from prism import selection
+from prism.expert_weights import ExpertWeights
 from prism.kernels.interface import Packed, sub_expert_width
 
 
 class ReferenceKernel:
-    """Plain torch; holds the original tensors and copies nothing."""
+    """Plain torch, for experts of any layout and gate; holds views of the model's tensors."""
 
     name = "torch reference"
 
-    def pack(self, gate_up: Tensor, down: Tensor, n: int) -> Packed:
-        width = sub_expert_width(gate_up, down, n)
-        experts, hidden, _ = down.shape
-        return Packed(gate_up, down, experts, n, hidden, width, owns_copy=False)
+    def pack(self, weights: ExpertWeights, n: int) -> Packed:
+        width = sub_expert_width(weights, n)
+        shape = weights.experts, n, weights.hidden, width
+        return Packed(weights.up, weights.down, *shape, owns_copy=False, weights=weights)
 
     def forward(
         self, packed: Packed, x: Tensor, index: Tensor, weights: Tensor, state: Tensor | None
     ) -> Tensor:
+        experts = packed.weights
+        assert experts is not None  # packed by this kernel
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert in torch.unique(index).tolist():
             if expert >= packed.experts:
                 continue
             token, slot = (index == expert).nonzero(as_tuple=True)
-            gate, up = linear(x[token], packed.gate_up[expert]).chunk(2, dim=-1)
-            inner = silu(gate) * up  # [rows, I]
+            inner = experts.inner(expert, x[token])  # [rows, I]
             if state is not None:
                 on = (state[token, slot] != 0).repeat_interleave(packed.width, dim=-1)
                 inner = inner * on
-            y = linear(inner, packed.down[expert]).float() * weights[token, slot, None]
+            y = linear(inner, experts.down[expert]).float() * weights[token, slot, None]
             out.index_add_(0, token, y)
         return out
 

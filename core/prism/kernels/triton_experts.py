@@ -1,6 +1,7 @@
 """Sub-expert forward in Triton for CUDA: rows sorted by sub-expert, two grouped kernels.
 
-Reads the model's own weights (a sub-expert is a slice of them), so it owns no copy. Everything
+Reads the model's own weights where they lie as it wants them (a sub-expert is a slice of them), and
+owns a copy where not. Everything
 between routing and output has shapes that follow from T alone: rows are sorted on the device, the
 grid is the largest that T allows and surplus blocks leave at once, so there is no host sync and a
 CUDA graph can hold it. It is one operator (prism::triton_forward) to graphs and compilers.
@@ -18,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prism.kernels.interface import Packed
+from prism.expert_weights import ExpertWeights
+from prism.kernels.interface import Packed, require_plain, sub_expert_width
 from prism.kernels.reference import ReferenceKernel
 
 FEW_ROWS = 16  # rows a block when sub-experts get few: the least tl.dot takes
@@ -191,10 +193,29 @@ def _(
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
+def _beside(gate: Tensor, up: Tensor) -> Tensor:
+    """[E, 2I, H]: the tensor that both are halves of, or a new one where there is none."""
+    experts, width, hidden = gate.shape
+    strides = (2 * width * hidden, hidden, 1)
+    after = gate.data_ptr() + width * hidden * gate.element_size()
+    if gate.stride() == up.stride() == strides and up.data_ptr() == after:
+        return gate.as_strided((experts, 2 * width, hidden), strides)
+    return torch.cat([gate, up], dim=1)
+
+
 class TritonKernel(ReferenceKernel):
     """Triton forward; selection and means are the reference's, which need no host sync."""
 
     name = "Triton"
+
+    def pack(self, weights: ExpertWeights, n: int) -> Packed:
+        gate, up = require_plain(weights, self.name)
+        width = sub_expert_width(weights, n)
+        gate_up = _beside(gate, up)
+        down = weights.down.contiguous()
+        copied = gate_up.data_ptr() != gate.data_ptr() or down.data_ptr() != weights.down.data_ptr()
+        shape = weights.experts, n, weights.hidden, width
+        return Packed(gate_up, down, *shape, owns_copy=copied)
 
     def forward(
         self, packed: Packed, x: Tensor, index: Tensor, weights: Tensor, state: Tensor | None
