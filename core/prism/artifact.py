@@ -17,7 +17,7 @@ from prism.checkpoint import (
     CheckpointError,
     TensorEntry,
     block_digest,
-    block_entries,
+    block_tensors,
     file_digest,
     open_checkpoint,
     read_header,
@@ -151,7 +151,7 @@ def _rest_digest(path: Path, m: Manifest) -> str:
         (part.file, part.start)
         for layer in m.layers
         for expert in range(m.num_experts)
-        for part in block_entries(entries, layer, expert)
+        for part in block_tensors(entries, layer, expert, m.block_tensors.get(layer, ()))
     }
     total = hashlib.sha256()
     for name, entry in sorted(entries.items()):
@@ -213,22 +213,22 @@ def verify(path: str | Path) -> list[str]:
     entries = open_checkpoint(path)
     for layer in m.layers:
         for expert in range(m.num_experts):
-            problems += _block_problem(entries, layer, expert, m.block_digests)
+            problems += _block_problem(entries, layer, expert, m)
     return problems + _rest_problems(path, m)
 
 
 def _block_problem(
-    entries: dict[str, TensorEntry], layer: str, expert: int, digests: dict[str, str]
+    entries: dict[str, TensorEntry], layer: str, expert: int, m: Manifest
 ) -> list[str]:
     try:
-        block = block_entries(entries, layer, expert)
+        block = block_tensors(entries, layer, expert, m.block_tensors.get(layer, ()))
         found = block_digest(*(entry.read() for entry in block))
     except CheckpointError as error:
         return [str(error)]
-    if found == digests[f"{layer}.{expert}"]:
+    if found == m.block_digests[f"{layer}.{expert}"]:
         return []
-    file = block.gate.file
-    return [f"{file}: {layer}.{expert}: digest differs from the manifest's; corrupt or replaced"]
+    where = f"{block[0].file}: {layer}.{expert}"
+    return [f"{where}: digest differs from the manifest's; corrupt or replaced"]
 
 
 def write_prism_folder(

@@ -2,13 +2,15 @@
 
 Reads headers and bytes only and needs the standard library alone: names, shapes and digests of a
 70 GB checkpoint are known in milliseconds, without torch. Decision: a block (one expert of one
-layer) is digested over its gate, up and down bytes as they lie in the file, so `verify` needs
-neither the model class nor the dtype, and a corrupt expert is named as such.
+layer) is digested over its bytes as they lie in the file, found by the names that the manifest
+records, so `verify` needs neither the model class nor the dtype, and a corrupt expert is named as
+such.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,12 +22,13 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1}
 _ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
-# Checkpoint names of an expert's gate, up, down by what the experts module's path is called there.
-# transformers renames on load (Mixtral's block_sparse_moe becomes mlp), files keep the old names.
+# Names of an expert's tensors in artifacts whose manifest does not say them, by what the path of
+# the experts module is called in the files.
 _NAMINGS = (
     (("", ""), ("gate_proj", "up_proj", "down_proj")),
     ((".mlp.experts", ".block_sparse_moe.experts"), ("w1", "w3", "w2")),
 )
+_PART = re.compile(r"(.*)\[(\d+)\]")
 
 
 class CheckpointError(ValueError):
@@ -41,6 +44,12 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+    def part(self, index: int) -> "TensorEntry":
+        """The place of one index of the first axis."""
+        size = (self.end - self.start) // self.shape[0]
+        start = self.start + index * size
+        return TensorEntry(self.file, self.dtype, self.shape[1:], start, start + size)
 
     def read(self) -> bytes:
         """The tensor's bytes as stored."""
@@ -144,44 +153,45 @@ def block_names(names: Iterable[str], layer: str, expert: int) -> BlockNames:
     )
 
 
-class BlockEntries(NamedTuple):
-    """Where one expert's gate [I, H], up [I, H] and down [H, I] lie."""
-
-    gate: TensorEntry
-    up: TensorEntry
-    down: TensorEntry
+def part_name(name: str, expert: int) -> str:
+    """How a block names its part of a tensor that holds all experts of a layer."""
+    return f"{name}[{expert}]"
 
 
-def block_entries(entries: dict[str, TensorEntry], layer: str, expert: int) -> BlockEntries:
-    """Places of one expert, stored as three tensors or inside the layer's fused
-    `gate_up_proj` [E, 2I, H] and `down_proj` [E, H, I].
+def block_tensors(
+    entries: dict[str, TensorEntry], layer: str, expert: int, templates: Sequence[str] = ()
+) -> tuple[TensorEntry, ...]:
+    """Where one expert's tensors lie. `templates`: their names with "{}" for the expert's number,
+    as the manifest has them; without them the namings of older artifacts are tried.
 
-    Raises CheckpointError when the checkpoint stores experts in no layout we know.
+    Raises CheckpointError when a tensor is not there.
     """
-    fused, down = entries.get(f"{layer}.gate_up_proj"), entries.get(f"{layer}.down_proj")
-    if fused is None or down is None:
-        return BlockEntries(*(entries[name] for name in block_names(entries, layer, expert)))
-    experts, hidden, width = down.shape
-    if fused.shape != (experts, 2 * width, hidden):
-        raise CheckpointError(
-            f"{fused.file}: {layer}.gate_up_proj {fused.shape} does not fit down_proj {down.shape}"
-        )
-    half = (fused.end - fused.start) // (2 * experts)
-    start = fused.start + 2 * expert * half
-    gate = TensorEntry(fused.file, fused.dtype, (width, hidden), start, start + half)
-    up = TensorEntry(fused.file, fused.dtype, (width, hidden), start + half, start + 2 * half)
-    size = (down.end - down.start) // experts
-    start = down.start + expert * size
-    return BlockEntries(
-        gate, up, TensorEntry(down.file, down.dtype, (hidden, width), start, start + size)
-    )
+    if templates:
+        names = [template.replace("{}", str(expert)) for template in templates]
+        return tuple(_place(entries, layer, name) for name in names)
+    fused = [f"{layer}.{part}" for part in ("gate_up_proj", "down_proj")]
+    if all(name in entries for name in fused):
+        return tuple(_place(entries, layer, part_name(name, expert)) for name in fused)
+    return tuple(entries[name] for name in block_names(entries, layer, expert))
 
 
-def block_digest(gate: bytes, up: bytes, down: bytes) -> str:
-    """sha256 (hex) over an expert's stored bytes, in this order."""
-    digest = hashlib.sha256(gate)
-    digest.update(up)
-    digest.update(down)
+def _place(entries: dict[str, TensorEntry], layer: str, name: str) -> TensorEntry:
+    match = _PART.fullmatch(name)
+    entry = entries.get(match[1] if match else name)
+    if entry is None:
+        raise CheckpointError(f"{layer}: the files have no tensor {name}")
+    if match is None:
+        return entry
+    if not entry.shape or int(match[2]) >= entry.shape[0]:
+        raise CheckpointError(f"{entry.file}: {name}: the tensor's shape is {entry.shape}")
+    return entry.part(int(match[2]))
+
+
+def block_digest(*tensors: bytes) -> str:
+    """sha256 (hex) over an expert's stored bytes, in the order of its tensors in the manifest."""
+    digest = hashlib.sha256()
+    for data in tensors:
+        digest.update(data)
     return digest.hexdigest()
 
 

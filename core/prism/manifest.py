@@ -19,7 +19,8 @@ from typing import Any
 
 from prism.contract import MAX_LEVEL, MIN_LEVEL, SUB_EXPERT_CHOICES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # fields that came later have defaults
 MAX_KNOTS = 6
 
 
@@ -90,6 +91,8 @@ class Manifest:
     methods: dict[str, str]
     # "{layer}.{expert}", the tensors file's name or REST_DIGEST -> sha256 (hex)
     block_digests: dict[str, str]
+    # layer -> names of an expert's tensors in the files, "{}" for its number (since version 2)
+    block_tensors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -110,9 +113,9 @@ class Manifest:
         except ValueError as error:
             raise ArtifactError(f"{path}: not valid JSON ({error}); refactor again") from error
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version != SCHEMA_VERSION:
+        if version not in READABLE_VERSIONS:
             raise ArtifactError(
-                f"{path}: schema_version is {version!r}, this Prism reads {SCHEMA_VERSION}; "
+                f"{path}: schema_version is {version!r}, this Prism reads {READABLE_VERSIONS}; "
                 "refactor again or use the Prism that wrote it"
             )
         problems: list[str] = []
@@ -150,12 +153,21 @@ def _parse_fields(kind: Any, value: Any, where: str, problems: list[str]) -> Any
         problems.append(f"{where}: expected an object, found {value!r:.80}")
         return value
     hints = typing.get_type_hints(kind)
-    missing = [name for name in hints if name not in value]
+    optional = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default_factory is not dataclasses.MISSING
+    }
+    missing = [name for name in hints if name not in value and name not in optional]
     problems += [f"{where}.{name}: missing" for name in missing]
     problems += [f"{where}.{name}: unknown field" for name in value if name not in hints]
     if missing:
         return value
-    fields = {n: _parse(hint, value[n], f"{where}.{n}", problems) for n, hint in hints.items()}
+    fields = {
+        name: _parse(hint, value[name], f"{where}.{name}", problems)
+        for name, hint in hints.items()
+        if name in value
+    }
     return kind(**fields)
 
 

@@ -2,19 +2,20 @@
 
 Knows safetensors files as ranges of bytes; needs no model class and no dtype arithmetic, so every
 dtype is kept bit for bit and headers stay what they were. The decision worth arguing about: ranges
-are permuted while the file streams through, so the largest thing in memory is one projection of one
+are permuted while the file streams through, so the largest thing in memory is one tensor of one
 expert.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import torch
-from prism.checkpoint import BlockEntries, CheckpointError, TensorEntry, block_digest, block_entries
+from prism.architectures import find_expert_modules
+from prism.checkpoint import CheckpointError, TensorEntry, block_digest
+from prism.conversion import UnknownRule
+from prism.places import Block, Span, expert_blocks
 from torch import Tensor
 
 from prism_refactor.errors import Reason, RefactorError
@@ -24,44 +25,32 @@ from prism_refactor.store import sync_directory
 _CHUNK_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """One projection: its place, and the order its rows (gate, up) or columns (down) get."""
+def blocks(checkpoint: Checkpoint, model: Any) -> dict[str, Block]:
+    """``"{layer}.{expert}"`` -> where that expert lies; ``model`` may lie on the meta device.
 
-    entry: TensorEntry
-    order: Tensor  # [I] int64
-    columns: bool
-
-
-def blocks(checkpoint: Checkpoint, experts: int) -> dict[str, BlockEntries]:
-    """``"{layer}.{expert}"`` -> where that expert lies.
-
-    Raises RefactorError when the files do not hold an expert in a layout we know.
+    Raises RefactorError when the files do not hold the model's experts, or in a form that cannot be
+    permuted in place.
     """
     try:
-        return {
-            f"{layer}.{expert}": block_entries(checkpoint.entries, layer, expert)
-            for layer in checkpoint.layers
-            for expert in range(experts)
-        }
+        return expert_blocks(model, find_expert_modules(model), checkpoint.entries)
+    except UnknownRule as error:
+        raise RefactorError(Reason.UNSUPPORTED_ARCHITECTURE, f"{error}.") from error
     except CheckpointError as error:
         raise RefactorError(Reason.CORRUPT_CHECKPOINT, f"{checkpoint.path}: {error}.") from error
 
 
-def write_shard(
-    shard: Path, places: dict[str, BlockEntries], orders: dict[str, Tensor], to: Path
-) -> None:
+def write_shard(shard: Path, places: dict[str, Block], orders: dict[str, Tensor], to: Path) -> None:
     """Copy one weight file to the directory ``to`` with its experts' neurons reordered.
 
     The file appears under its name only when it is whole.
     """
-    edits = sorted(_edits(shard, places, orders), key=lambda edit: edit.entry.start)
+    edits = sorted(_edits(shard, places, orders), key=lambda edit: edit[0].entry.start)
     temporary = to / f"{shard.name}.tmp"
     with shard.open("rb") as source, temporary.open("wb") as target:
-        for edit in edits:
-            _copy(source, target, edit.entry.start - source.tell())
-            data = source.read(edit.entry.end - edit.entry.start)
-            target.write(_reordered(data, edit))
+        for span, order in edits:
+            _copy(source, target, span.entry.start - source.tell())
+            data = source.read(span.entry.end - span.entry.start)
+            target.write(span.permuted(data, order))
         shutil.copyfileobj(source, target, _CHUNK_BYTES)
         target.flush()
         os.fsync(target.fileno())
@@ -69,12 +58,12 @@ def write_shard(
 
 
 def _edits(
-    shard: Path, places: dict[str, BlockEntries], orders: dict[str, Tensor]
-) -> Iterator[_Edit]:
+    shard: Path, places: dict[str, Block], orders: dict[str, Tensor]
+) -> Iterator[tuple[Span, Tensor]]:
     for key, block in places.items():
-        for entry, columns in ((block.gate, False), (block.up, False), (block.down, True)):
-            if entry.file == shard:
-                yield _Edit(entry, orders[key], columns)
+        for span in block.spans:
+            if span.entry.file == shard:
+                yield span, orders[key]
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
@@ -88,14 +77,6 @@ def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
         count -= len(data)
 
 
-def _reordered(data: bytes, edit: _Edit) -> bytes:
-    rows, columns = edit.entry.shape
-    item = len(data) // (rows * columns)
-    values = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(rows, columns, item)
-    moved = values[:, edit.order] if edit.columns else values[edit.order]
-    return moved.numpy().tobytes()
-
-
 def copy_others(checkpoint: Checkpoint, to: Path) -> None:
     """Copy tokenizer, configuration, chat template, model card and licence."""
     shards = {shard.name for shard in checkpoint.shards}
@@ -105,13 +86,11 @@ def copy_others(checkpoint: Checkpoint, to: Path) -> None:
     sync_directory(to)
 
 
-def digests(
-    checkpoint: Checkpoint, places: dict[str, BlockEntries], written: Path
-) -> dict[str, str]:
+def digests(checkpoint: Checkpoint, places: dict[str, Block], written: Path) -> dict[str, str]:
     """sha256 of every expert block as it lies in the written files."""
     found = {}
     for key, block in places.items():
-        found[key] = block_digest(*(_moved(entry, written).read() for entry in block))
+        found[key] = block_digest(*(_moved(entry, written).read() for entry in block.tensors))
     return found
 
 
