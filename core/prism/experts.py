@@ -26,6 +26,7 @@ __all__ = [
     "BatchContext",
     "SelectionStats",
     "attach",
+    "attach_layer",
     "batch_context",
     "find_expert_modules",
     "register",
@@ -66,13 +67,19 @@ def attach(model: nn.Module, artifact: Artifact, *, kernel: str = "auto") -> Non
             f"({manifest.layers[0]} …), the model has {len(found)} ({found[:1]} …)"
         )
     register()
-    for index, (name, module) in enumerate(modules):
-        module._prism = _layer_data(artifact, index, name, module, kernel)
-        if module._prism.packed.owns_copy:
-            for part in ("gate_up_proj", "down_proj"):  # only gated experts are ever copied
-                empty = torch.empty(0, dtype=getattr(module, part).dtype)
-                setattr(module, part, nn.Parameter(empty, requires_grad=False))
+    for index, (_, module) in enumerate(modules):
+        attach_layer(module, artifact, index, kernel=kernel)
     model.set_experts_implementation(IMPLEMENTATION)  # type: ignore[operator]
+
+
+def attach_layer(module: Any, artifact: Artifact, index: int, *, kernel: str = "auto") -> None:
+    """Give the ``index``-th experts module of a model what `forward` needs; see `attach`."""
+    name = artifact.manifest.layers[index]
+    module._prism = _layer_data(artifact, index, name, module, kernel)
+    if module._prism.packed.owns_copy:
+        for part in ("gate_up_proj", "down_proj"):  # only gated experts are ever copied
+            empty = torch.empty(0, dtype=getattr(module, part).dtype)
+            setattr(module, part, nn.Parameter(empty, requires_grad=False))
 
 
 def _layer_data(artifact: Artifact, index: int, name: str, module: Any, kernel: str) -> LayerData:

@@ -5,6 +5,7 @@ what runs is what was checked. A tensor that is missing or has another shape tha
 an error: transformers would fill it with random numbers and warn.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load_model(
     Raises UnsupportedModel before weights are read, CheckpointError when they do not fit.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     config = load_config(path)
     require_supported(config)
@@ -51,29 +52,39 @@ def load_model(
         )
     except SafetensorError as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({error})") from error
-    _require_complete(path, report)
+    require_complete(path, report["missing_keys"], report["mismatched_keys"])
+    return model.eval().requires_grad_(False), load_tokenizer(path)
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer beside the weights; raises CheckpointError."""
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: the tokenizer cannot be read ({type(error).__name__}: {error})"
         ) from error
-    return model.eval().requires_grad_(False), tokenizer
 
 
-def _require_complete(path: str | Path, report: dict[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
+def require_complete(
+    path: str | Path, missing: Iterable[str], misfits: Iterable[tuple[str, Any, Any]]
+) -> None:
+    """Raise CheckpointError when tensors are missing or have another shape than config.json says.
+
+    ``misfits`` are (name, found shape, expected shape).
+    """
+    absent = sorted(missing)
+    if absent:
         raise CheckpointError(
-            f"{path}: {len(missing)} tensors of the model are not in the files, first "
-            f"{missing[0]}; copy the checkpoint again"
+            f"{path}: {len(absent)} tensors of the model are not in the files, first "
+            f"{absent[0]}; copy the checkpoint again"
         )
-    misfits = sorted(report["mismatched_keys"])
-    if misfits:
-        name, found, expected = misfits[0]
+    wrong = sorted(misfits)
+    if wrong:
+        name, found, expected = wrong[0]
         raise CheckpointError(
-            f"{path}: {len(misfits)} tensors do not fit config.json, first {name}: "
+            f"{path}: {len(wrong)} tensors do not fit config.json, first {name}: "
             f"{tuple(found)}, expected {tuple(expected)}"
         )

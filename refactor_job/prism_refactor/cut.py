@@ -6,29 +6,28 @@ tokens reach are fitted on a sample of the layer's other tokens as well; a guess
 beats no sub-router.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.layer_experts import (
-    Expert,
     expert_of,
     expert_shape,
-    full_output,
     routed,
     spread,
 )
 from prism_refactor.options import FIT_TOKENS, SEARCH_TOKENS
 from prism_refactor.partition import dropping_errors, neuron_mass, order_slices, partition
-from prism_refactor.subrouter import fit_subrouter
+from prism_refactor.subrouter import EXACT_FEATURES, fit_subrouter, layer_penalty
 
 ENOUGH_TOKENS: Final = 512  # below this, other tokens of the layer are added
+PENALTY_EXPERTS: Final = 2  # choose the ridge penalty for a layer of many features
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,96 +44,115 @@ class Cut:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-class CutVisitor:
-    """Answers with the full experts' output; partitions and fits each layer not in ``load``."""
+class FitTokens(NamedTuple):
+    """Tokens [t] that an expert is fitted on, and the gate weights [t] they give it."""
 
-    def __init__(
-        self,
-        sub_experts: int,
-        seed: int,
-        workers: int,
-        layers: int,
-        load: Callable[[int], Cut | None],
-        save: Callable[[int, Cut], None],
-    ) -> None:
+    tokens: Tensor
+    gates: Tensor
+
+
+class Prepared(NamedTuple):
+    """Inputs [t, H], costs of dropping each slice [t, N], and the order [I] they belong to."""
+
+    inputs: Tensor
+    costs: Tensor
+    order: Tensor
+
+
+class Cutter:
+    """Partitions a layer's experts and fits their sub-routers."""
+
+    def __init__(self, sub_experts: int, seed: int, workers: int) -> None:
         self._sub_experts = sub_experts
         self._seed = seed
         self._workers = workers
-        self._layers = layers
-        self._load = load
-        self._save = save
 
-    def __call__(
-        self, layer: int, module: nn.Module, x: Tensor, index: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Fit unless already kept, and answer in full; the module's neurons stay as they are."""
-        if self._load(layer) is None:
-            self._save(layer, self._fit(layer, module, x, index, weights))
-        if layer == self._layers - 1:
-            return torch.zeros_like(x)  # nobody reads what comes after the last experts
-        return full_output(module, x, index, weights)
+    def fit(self, layer: int, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Cut:
+        """Fit MoE layer ``layer`` on what reaches it: x [T, H], index and weights [T, K].
 
-    def _fit(self, layer: int, module: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Cut:
-        experts, _, width = expert_shape(module)
+        Raises RefactorError (CorruptCheckpoint) where a value is not finite.
+        """
+        experts, hidden, width = expert_shape(module)
         inputs = _inputs(experts, x, index, weights)
-        permutations = torch.empty(experts, width, dtype=torch.int64)
-        with _pool(self._workers) as pool:
-            searches: list[Future[Tensor]] = []
-            for expert, (chosen, _) in enumerate(inputs):
-                mass = neuron_mass(expert_of(module, expert), x[spread(chosen, SEARCH_TOKENS)])
-                seed = self._seed * 1_000_003 + layer * experts + expert
-                searches.append(pool.submit(partition, mass, self._sub_experts, seed))
-            for expert, search in enumerate(searches):
-                permutations[expert] = search.result()
-        routers, biases = [], []
-        for expert, (chosen, gates) in enumerate(inputs):
+        permutations = self._partitions(layer, module, x, inputs, width)
+        penalty = None
+        if hidden > EXACT_FEATURES:
+            penalty = self._penalty(module, permutations, x, inputs)
+        routers = []
+        for expert, fitted_on in enumerate(inputs):
             try:
-                order, router_weight, router_bias = self._fit_expert(
-                    expert_of(module, expert), permutations[expert], x, chosen, gates
-                )
+                prepared = self._prepare(module, expert, permutations[expert], x, fitted_on)
+                routers.append(fit_subrouter(prepared.inputs, prepared.costs, penalty))
             except ValueError as error:
                 raise RefactorError(
                     Reason.CORRUPT_CHECKPOINT,
                     f"Expert {expert} of MoE layer {layer}: {error}; its weights, or those of a "
                     "layer before it, are damaged.",
                 ) from error
-            permutations[expert] = order
-            routers.append(router_weight)
-            biases.append(router_bias)
+            permutations[expert] = prepared.order
         usage = torch.bincount(index.reshape(-1), minlength=experts)[:experts] / len(x)
         return Cut(
-            permutations.to(torch.int32), torch.stack(routers), torch.stack(biases), usage.float()
+            permutations.to(torch.int32),
+            torch.stack([router.weight for router in routers]),
+            torch.stack([router.bias for router in routers]),
+            usage.float(),
         )
 
-    def _fit_expert(
-        self, expert: Expert, order: Tensor, x: Tensor, chosen: Tensor, gates: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sample = spread(torch.arange(len(chosen)), FIT_TOKENS)
-        inputs = x[chosen[sample]].float()
-        permuted = expert.with_down(order)
+    def _partitions(
+        self, layer: int, module: Any, x: Tensor, inputs: list[FitTokens], width: int
+    ) -> Tensor:
+        """Order [E, I] int64 of every expert's neurons, found side by side on all cores."""
+        found = torch.empty(len(inputs), width, dtype=torch.int64)
+        with _pool(self._workers) as pool:
+            for first in range(0, len(inputs), 2 * self._workers):  # masses of a few at a time
+                searches: dict[int, Future[Tensor]] = {}
+                for expert in range(first, min(first + 2 * self._workers, len(inputs))):
+                    chosen = spread(inputs[expert].tokens, SEARCH_TOKENS)
+                    mass = neuron_mass(expert_of(module, expert), x[chosen])
+                    seed = self._seed * 1_000_003 + layer * len(inputs) + expert
+                    searches[expert] = pool.submit(partition, mass, self._sub_experts, seed)
+                for expert, search in searches.items():
+                    found[expert] = search.result()
+        return found
+
+    def _penalty(
+        self, module: Any, permutations: Tensor, x: Tensor, inputs: list[FitTokens]
+    ) -> float | None:
+        """The ridge penalty of a layer whose experts have too many features to choose each."""
+        sampled = spread(torch.arange(len(inputs)), PENALTY_EXPERTS).tolist()
+        prepared = [self._prepare(module, e, permutations[e], x, inputs[e]) for e in sampled]
+        try:
+            return layer_penalty([(one.inputs, one.costs) for one in prepared])
+        except ValueError:
+            return None  # a value that is not finite: the fit of that expert says which
+
+    def _prepare(
+        self, module: Any, number: int, order: Tensor, x: Tensor, fitted_on: FitTokens
+    ) -> Prepared:
+        """What the sub-router of one expert is fitted on, slices by falling mean cost."""
+        expert = expert_of(module, number)
+        sample = spread(torch.arange(len(fitted_on.tokens)), FIT_TOKENS)
+        inputs = x[fitted_on.tokens[sample]].float()
         activations = expert.activate(inputs)[:, order]
-        errors = dropping_errors(permuted, activations, self._sub_experts)
-        mean_error = (gates[sample].float()[:, None] * errors).mean(0)
-        by_mean = torch.argsort(mean_error, descending=True, stable=True)
-        router = fit_subrouter(inputs, errors[:, by_mean])
-        return order_slices(order, mean_error), router.weight, router.bias
+        costs = dropping_errors(expert.with_down(order), activations, self._sub_experts)
+        mean_cost = (fitted_on.gates[sample][:, None] * costs).mean(0)
+        by_mean = torch.argsort(mean_cost, descending=True, stable=True)
+        return Prepared(inputs, costs[:, by_mean], order_slices(order, mean_cost))
 
 
-def _inputs(experts: int, x: Tensor, index: Tensor, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(tokens, gate weights) to fit each expert on: at least ENOUGH_TOKENS where there are."""
+def _inputs(experts: int, x: Tensor, index: Tensor, weights: Tensor) -> list[FitTokens]:
+    """Tokens to fit each expert on: at least ENOUGH_TOKENS where there are."""
     nothing = torch.empty(0, dtype=torch.int64)
-    found = [(nothing, nothing.float())] * experts
+    found = [FitTokens(nothing, nothing.float())] * experts
     for expert, tokens, slots in routed(index, experts):
-        found[expert] = (tokens, weights[tokens, slots].float())
+        found[expert] = FitTokens(tokens, weights[tokens, slots].float())
     others = spread(torch.arange(len(x)), ENOUGH_TOKENS)
+    usual = torch.full((len(others),), float(weights.float().mean()))
     return [
-        (tokens, gates)
-        if len(tokens) >= ENOUGH_TOKENS
-        else (
-            torch.cat([tokens, others]),
-            torch.cat([gates, torch.full((len(others),), float(weights.float().mean()))]),
-        )
-        for tokens, gates in found
+        own
+        if len(own.tokens) >= ENOUGH_TOKENS
+        else FitTokens(torch.cat([own.tokens, others]), torch.cat([own.gates, usual]))
+        for own in found
     ]
 
 

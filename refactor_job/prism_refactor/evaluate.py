@@ -7,8 +7,8 @@ the vocabulary.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -43,22 +43,56 @@ def evaluate_batch(model: Any, ids: Tensor, levels: Sequence[int]) -> dict[int, 
 
     Level 100 is always in the result: it is what the others are compared with.
     """
+    target = ids[:, 1:].reshape(-1)
     full, own, candidates = _log_probabilities(model, ids, MAX_LEVEL)
-    target = ids[:, 1:].reshape(-1, 1)
-    best = full.argmax(-1)
-    base = -full.gather(1, target).squeeze(1)
-    zero = torch.zeros_like(base)
-    samples = {MAX_LEVEL: Sample(base, zero, torch.ones_like(base), own, candidates)}
-    probability = full.exp()
+    samples = {MAX_LEVEL: compared(full, full, target, own, candidates)}
     for level in levels:
-        if level == MAX_LEVEL:
-            continue
-        reduced, own, candidates = _log_probabilities(model, ids, level)
-        kl = (probability * (full - reduced)).sum(-1)
-        loss = -reduced.gather(1, target).squeeze(1)
-        agrees = (reduced.argmax(-1) == best).float()
-        samples[level] = Sample(loss, kl, agrees, own, candidates)
+        if level != MAX_LEVEL:
+            reduced, own, candidates = _log_probabilities(model, ids, level)
+            samples[level] = compared(full, reduced, target, own, candidates)
     return samples
+
+
+def compared(full: Tensor, reduced: Tensor, target: Tensor, own: int, candidates: int) -> Sample:
+    """A Sample of log-probabilities [t, V] beside those of level 100; target [t] token ids."""
+    return Sample(
+        loss=-reduced.gather(1, target[:, None]).squeeze(1),
+        kl=(full.exp() * (full - reduced)).sum(-1),
+        agrees=(reduced.argmax(-1) == full.argmax(-1)).float(),
+        own=own,
+        candidates=candidates,
+    )
+
+
+def compare_streams(
+    logits: Callable[[Tensor, Tensor], Tensor],
+    ids: Tensor,
+    hidden: Mapping[int, Tensor],
+    counts: Mapping[int, tuple[int, int]],
+    rows: int,
+) -> dict[int, Sample]:
+    """One Sample per level of the streams' last hidden states [S, W, H]; ids [S, W + 1].
+
+    ``logits`` (ids, hidden) -> [s, W, V] is asked for ``rows`` sequences at a time; ``counts`` are
+    (own, candidates) over all of them.
+    """
+    found: dict[int, list[Sample]] = {level: [] for level in hidden}
+    for start in range(0, len(ids), rows):
+        part = ids[start : start + rows]
+        target = part[:, 1:].reshape(-1)
+
+        def log_probabilities(level: int, start: int = start, part: Tensor = part) -> Tensor:
+            raw = logits(part[:, :-1], hidden[level][start : start + rows])
+            return functional.log_softmax(raw.float().flatten(0, 1), dim=-1).cpu()
+
+        full = log_probabilities(MAX_LEVEL)
+        for level in hidden:
+            reduced = full if level == MAX_LEVEL else log_probabilities(level)
+            found[level].append(compared(full, reduced, target, 0, 0))
+    return {
+        level: replace(joined(samples), own=counts[level][0], candidates=counts[level][1])
+        for level, samples in found.items()
+    }
 
 
 def _log_probabilities(model: Any, ids: Tensor, level: int) -> tuple[Tensor, int, int]:
@@ -115,27 +149,3 @@ def operating_point(
 
 def _standard_error(values: Tensor) -> float:
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def packed(samples: dict[int, Sample]) -> dict[str, Tensor]:
-    """Samples as named tensors, for the partial folder."""
-    tensors = {}
-    for level, sample in samples.items():
-        for name, value in asdict(sample).items():
-            tensors[f"{level}.{name}"] = torch.as_tensor(value)
-    return tensors
-
-
-def unpacked(kept: dict[str, Tensor]) -> dict[int, Sample]:
-    """What ``packed`` was given."""
-    levels = sorted({int(name.partition(".")[0]) for name in kept}, reverse=True)
-    return {
-        level: Sample(
-            kept[f"{level}.loss"],
-            kept[f"{level}.kl"],
-            kept[f"{level}.agrees"],
-            int(kept[f"{level}.own"]),
-            int(kept[f"{level}.candidates"]),
-        )
-        for level in levels
-    }

@@ -1,13 +1,14 @@
 """What the machine gives: how many cores, how much memory, and the dtype the model therefore runs
 in.
 
-Knows control groups and /proc/meminfo. The decision worth arguing about: fp32 where it fits,
-because thresholds and the paired losses are then free of rounding noise; else the checkpoint's own
-dtype, and the log says so.
+Knows control groups and /proc/meminfo. The decision worth arguing about: small models run in fp32,
+because thresholds and the paired losses are then free of rounding noise; large ones in the
+checkpoint's own dtype, and the log says so.
 """
 
 import logging
 import os
+from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +18,10 @@ from prism_refactor.source import Checkpoint
 
 _log = logging.getLogger(__name__)
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMIT_V1: Final = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
 _MEMINFO: Final = Path("/proc/meminfo")
-_SHARE: Final = 0.6  # of the memory that the weights may take; activations need the rest
+_FP32_PARAMETERS: Final = 1_000_000_000  # above it fp32 takes twice the time of the own dtype
 
 
 def cores(quota: Path = _CGROUP_CPU) -> int:
@@ -35,33 +37,39 @@ def cores(quota: Path = _CGROUP_CPU) -> int:
     return allowed
 
 
-def available_bytes(limit: Path = _CGROUP_LIMIT, meminfo: Path = _MEMINFO) -> int:
+def available_bytes(
+    limit: Path = _CGROUP_LIMIT, limit_v1: Path = _CGROUP_LIMIT_V1, meminfo: Path = _MEMINFO
+) -> int:
     """The smaller of the control group's limit and the machine's available memory."""
     found = []
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        found.append(int(text))
+    for file in (limit, limit_v1):
+        if file.exists() and (text := file.read_text().strip()) != "max":
+            found.append(int(text))
     if meminfo.exists():
         rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         found.append(int(rows["MemAvailable"].split()[0]) * 1024)
     return min(found, default=1 << 62)
 
 
+def device() -> torch.device:
+    """Where layers are computed: the first GPU where torch sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """fp32 where the weights fit, else the checkpoint's dtype."""
-    parameters = 0
-    for entry in checkpoint.entries.values():
-        count = 1
-        for size in entry.shape:
-            count *= size
-        parameters += count
-    available = available_bytes()
-    if parameters * 4 <= _SHARE * available:
-        _log.info("dtype: float32 (%d M parameters fit in memory)", parameters // 1_000_000)
+    """fp32 for small models, else the checkpoint's own dtype.
+
+    It depends on the checkpoint alone, so that a shard on a small node and one on a large node
+    compute the same.
+    """
+    parameters = sum(prod(entry.shape) for entry in checkpoint.entries.values())
+    if parameters <= _FP32_PARAMETERS:
+        _log.info("dtype: float32 (%d M parameters)", parameters // 1_000_000)
         return torch.float32
     dtype = checkpoint.config.dtype
     chosen: torch.dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
     _log.info(
-        "dtype: %s (%.1f GB of fp32 weights do not fit in %.1f GB)",
-        *(str(chosen).removeprefix("torch."), parameters * 4 / 1e9, available / 1e9),
+        "dtype: %s (%d M parameters)",
+        *(str(chosen).removeprefix("torch."), parameters // 1_000_000),
     )
     return chosen

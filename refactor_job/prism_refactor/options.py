@@ -29,7 +29,7 @@ METHODS: Final = {
     "threshold": "per layer, per token, quantile on the reduced stream",
     "compensation": "mean conditioned on being dropped, least-squares scalar per expert",
 }
-METHOD_VERSION: Final = 1  # part of the resume key: raise it when the numbers change
+METHOD_VERSION: Final = 2  # part of the resume key: raise it when the numbers change
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Options:
     sub_experts: int = 8
     seed: int = 0
     tokens: int = CALIBRATION_TOKENS
+    shard: tuple[int, int] = (0, 1)  # (index, count): this process cuts its part of the layers
     source_uri: str | None = None
     source_wait_s: int = 0  # for a directory that another Job is about to put there
     termination_message: Path | None = None

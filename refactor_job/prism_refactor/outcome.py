@@ -38,6 +38,11 @@ def success(artifact: Artifact, seconds: float) -> dict[str, object]:
     }
 
 
+def part(shard: tuple[int, int], seconds: float) -> dict[str, object]:
+    """The message of a shard that has cut its layers and leaves the rest to the first one."""
+    return {"result": "part", "shard": list(shard), "seconds": round(seconds, 1)}
+
+
 def failure(error: RefactorError) -> dict[str, object]:
     """The message of a refactoring that stopped."""
     return {"result": "failed", "reason": str(error.reason), "message": error.message[:1500]}

@@ -1,23 +1,23 @@
-"""One pass per knot: the reduced stream through the model, each layer's threshold, means and
-scalars fitted on what the layers before it really hand over at that level.
+"""A knot in one layer: threshold, means and scalars, fitted on what the layers before it really
+hand over at that level.
 
 Knows thresholds and compensation. The decision worth arguing about: sequential fitting, so that
 errors of earlier layers are part of what later layers are fitted on and the realised own share is
 the level.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from prism.expert_weights import add_down_bias, expert_weights
 from prism.kernels import pack
-from torch import Tensor, nn
+from torch import Tensor
 
 from prism_refactor.batches import BATCH_SIZES, BatchShares, batch_shares
 from prism_refactor.compensate import compensate
 from prism_refactor.cut import Cut
-from prism_refactor.layer_experts import expert_of, routed, spread
+from prism_refactor.layer_experts import expert_of, permute_neurons, routed, spread
 from prism_refactor.options import COMPENSATION_TOKENS, KNOTS
 from prism_refactor.thresholds import log_threshold, scores
 
@@ -38,43 +38,26 @@ class LayerKnot:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-class ReduceVisitor:
-    """Answers with the reduced output at one level; fits each layer not in ``load``."""
+class LayerReduction:
+    """One MoE layer, its neurons in the order of its cut, at any knot.
 
-    def __init__(
-        self,
-        level: int,
-        sequence_length: int,
-        layers: int,
-        cut: Callable[[int], Cut],
-        load: Callable[[int], LayerKnot | None],
-        save: Callable[[int, LayerKnot], None],
-    ) -> None:
-        self._level = level
-        self._sequence_length = sequence_length
-        self._layers = layers
+    ``module`` is changed in place: its neurons are reordered. Weights are packed once for all
+    knots.
+    """
+
+    def __init__(self, module: Any, cut: Cut, sequence_length: int) -> None:
+        permute_neurons(module, cut.permutations.long())
+        self._module = module
         self._cut = cut
-        self._load = load
-        self._save = save
+        self._sequence_length = sequence_length
+        self._held = expert_weights(module)
+        self._kernel, self._packed = pack(self._held, cut.router_bias.shape[1])
 
-    def __call__(
-        self, layer: int, module: nn.Module, x: Tensor, index: Tensor, weights: Tensor
-    ) -> Tensor:
-        """Threshold, compensate, and go on with what serving would hand over."""
-        cut = self._cut(layer)
-        knot = self._load(layer)
-        if knot is None:
-            knot = self._fit(module, cut, x, index, weights)
-            self._save(layer, knot)
-        if layer == self._layers - 1:
-            return torch.zeros_like(x)  # nobody reads what comes after the last experts
-        return reduced_output(module, x, index, weights, cut, knot)
-
-    def _fit(
-        self, module: nn.Module, cut: Cut, x: Tensor, index: Tensor, weights: Tensor
-    ) -> LayerKnot:
+    def fit(self, level: int, x: Tensor, index: Tensor, weights: Tensor) -> LayerKnot:
+        """Threshold and stand-ins for what the layers before really hand over at ``level``."""
+        cut = self._cut
         score = scores(x, index, weights, cut.router_weight, cut.router_bias)
-        log_theta = log_threshold(score, self._level)
+        log_theta = log_threshold(score, level)
         selected = score > log_theta  # [T, K, N]
         experts, slices, hidden = cut.router_weight.shape
         means = torch.zeros(experts, slices, hidden)
@@ -82,7 +65,7 @@ class ReduceVisitor:
         for number, tokens, slots in routed(index, experts):
             sample = spread(torch.arange(len(tokens)), COMPENSATION_TOKENS)
             tokens, slots = tokens[sample], slots[sample]
-            expert = expert_of(module, number)
+            expert = expert_of(self._module, number)
             fitted = compensate(
                 expert,
                 expert.activate(x[tokens]),
@@ -95,22 +78,18 @@ class ReduceVisitor:
         theta = torch.tensor(log_theta, dtype=torch.float64)
         return LayerKnot(theta, means, scalars, shares.read, shares.dropped, shares.computed)
 
-
-def reduced_output(
-    module: nn.Module, x: Tensor, index: Tensor, weights: Tensor, cut: Cut, knot: LayerKnot
-) -> Tensor:
-    """sum_k g_k (scalar * kept + means of dropped) [T, H] fp32, by the kernel that serves."""
-    held = expert_weights(module)
-    kernel, packed = pack(held, cut.router_bias.shape[1])
-    weights = weights.float()
-    log_theta = knot.log_theta.float().expand(len(x)).contiguous()
-    state = kernel.select(x, index, weights, cut.router_weight, cut.router_bias, log_theta)
-    out = kernel.forward(packed, x, index, weights * knot.scalars[index], state)
-    row = torch.zeros(len(x), dtype=torch.int64)
-    kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
-    if held.down_bias is not None:
-        add_down_bias(out, index, weights, held.down_bias)
-    return out
+    def output(self, knot: LayerKnot, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """sum_k g_k (scalar * kept + means of dropped) [T, H] fp32, by the kernel that serves."""
+        cut, kernel = self._cut, self._kernel
+        weights = weights.float()
+        log_theta = knot.log_theta.float().expand(len(x)).contiguous()
+        state = kernel.select(x, index, weights, cut.router_weight, cut.router_bias, log_theta)
+        out = kernel.forward(self._packed, x, index, weights * knot.scalars[index], state)
+        row = torch.zeros(len(x), dtype=torch.int64)
+        kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
+        if self._held.down_bias is not None:
+            add_down_bias(out, index, weights, self._held.down_bias)
+        return out
 
 
 def batch_curves(

@@ -41,6 +41,10 @@ def run(options: Options) -> ExitCode:
     except BaseException as error:  # the shell is where every failure gets its words
         return _failed(error, options)
     seconds = time.monotonic() - started
+    if artifact is None:
+        outcome.write(outcome.part(options.shard, seconds), options.termination_message)
+        _log.info("shard %d of %d is done in %.1f s", *options.shard, seconds)
+        return ExitCode.OK
     outcome.write(outcome.success(artifact, seconds), options.termination_message)
     _log.info("done in %.1f s: %s %s", seconds, options.out, artifact.digest)
     return ExitCode.OK

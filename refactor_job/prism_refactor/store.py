@@ -12,16 +12,19 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-import torch
 from torch import Tensor
 
 from prism_refactor.errors import Reason, RefactorError
 
 _log = logging.getLogger(__name__)
+_CLAIM_S: Final = 10.0  # another shard holds the folder only while it looks at the key
+_LOOK_EVERY_S: Final = 0.1
 
 
 class PartialFolder:
@@ -39,15 +42,37 @@ class PartialFolder:
 
         Raises RefactorError when another process works here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RefactorError(
-                    Reason.INTERRUPTED, f"Another refactoring is at work in {self.path}."
-                ) from error
+        with self._holding("lock", wait_s=_CLAIM_S):
             self._claim(key)
+            yield
+
+    @contextmanager
+    def claimed(self, key: str, shard: tuple[int, int]) -> Iterator[None]:
+        """Hold one shard's part of the folder, beside the other shards of the same work.
+
+        Raises RefactorError when another process works at the same shard, or the folder is held.
+        """
+        index, count = shard
+        with self._holding(f"lock-{index}-{count}"):
+            with self._holding("lock", wait_s=_CLAIM_S):
+                self._claim(key)
+            yield
+
+    @contextmanager
+    def _holding(self, name: str, wait_s: float = 0) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        end = time.monotonic() + wait_s
+        with (self.path / name).open("w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() >= end:
+                        raise RefactorError(
+                            Reason.INTERRUPTED, f"Another refactoring is at work in {self.path}."
+                        ) from error
+                    time.sleep(_LOOK_EVERY_S)
             yield
 
     def _claim(self, key: str) -> None:
@@ -61,8 +86,6 @@ class PartialFolder:
             write_atomically(file, json.dumps({"key": key}).encode())
         self.work.mkdir(exist_ok=True)
         self.artifact.mkdir(exist_ok=True)
-        for left in self.path.rglob("*.tmp"):
-            left.unlink()
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keep tensors as ``work/<name>.safetensors``, replacing what was there."""
@@ -78,8 +101,14 @@ class PartialFolder:
         file = self.work / f"{name}.safetensors"
         return load(file.read_bytes()) if file.exists() else None
 
+    def has(self, name: str) -> bool:
+        """Whether tensors are kept under ``name``."""
+        return (self.work / f"{name}.safetensors").exists()
+
     def publish(self) -> None:
         """Make the artifact appear at its name, then drop the work."""
+        for left in self.artifact.rglob("*.tmp"):
+            left.unlink()
         sync_directory(self.artifact)
         self.artifact.rename(self.out)
         sync_directory(self.out.parent)
@@ -98,25 +127,6 @@ def _key_in(file: Path) -> str | None:
         return str(json.loads(file.read_bytes())["key"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-class KeptHidden:
-    """The hidden state of one pass, kept in a partial folder under ``name``."""
-
-    def __init__(self, folder: PartialFolder, name: str, layers: int) -> None:
-        self._folder = folder
-        self._name = name
-        self._layers = layers
-
-    def load(self) -> tuple[int, Tensor] | None:
-        """(MoE layers done, hidden state), or None at the start."""
-        kept = self._folder.load(self._name)
-        return None if kept is None else (int(kept["done"]), kept["hidden"])
-
-    def save(self, done: int, hidden: Tensor) -> None:
-        """Replace the kept state; after the last layer only the count is of use."""
-        state = torch.empty(0) if done == self._layers else hidden
-        self._folder.save(self._name, {"done": torch.tensor(done), "hidden": state})
 
 
 def write_atomically(path: Path, data: bytes) -> None:
