@@ -3,7 +3,9 @@ masks.
 
 Knows selection masks only. A batch of size B is simulated as B sequences at the same position.
 Shares are of the slices of the experts that the batch hits at all, which is what an engine without
-sub-experts would read.
+sub-experts would read. The decision worth arguing about: who meets in a batch is drawn anew at each
+position, because neighbours in a text route alike and read up to 1.3 points less than the strangers
+that meet while serving (batch 32, level 25).
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
-_POSITIONS = 16  # positions per sequence that are looked at
+_POSITIONS = 64  # positions per sequence that are looked at
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,10 @@ def batch_shares(
     """
     slots, slices = selected.shape[1:]
     sequences = len(index) // sequence_length
-    positions = torch.linspace(0, sequence_length - 1, min(_POSITIONS, sequence_length)).long()
-    by_position = selected.view(sequences, sequence_length, slots, slices)[:, positions]
-    routed = index.view(sequences, sequence_length, slots)[:, positions]
+    positions = _midpoints(sequence_length)
+    strangers = _drawn(sequences, len(positions)), positions
+    by_position = selected.view(sequences, sequence_length, slots, slices)[strangers]
+    routed = index.view(sequences, sequence_length, slots)[strangers]
     shares: dict[str, list[float]] = {"read": [], "dropped": [], "computed": []}
     for size in BATCH_SIZES:
         size = min(size, sequences)
@@ -52,6 +56,18 @@ def batch_shares(
         shares["dropped"].append(float(dropped_by_any.sum()) / hit)
         shares["computed"].append(float(selected_by_any.gather(1, target).mean()))
     return BatchShares(**{key: torch.tensor(v, dtype=torch.float64) for key, v in shares.items()})
+
+
+def _midpoints(length: int) -> Tensor:
+    """Positions [P] evenly over a sequence; the first token, a sink, counts no more than others."""
+    count = min(_POSITIONS, length)
+    return ((torch.arange(count) + 0.5) * length / count).long()
+
+
+def _drawn(sequences: int, positions: int) -> Tensor:
+    """[S, P] int64: each column all sequences, in an order of its own."""
+    generator = torch.Generator().manual_seed(_SEED)
+    return torch.rand(sequences, positions, generator=generator).argsort(0)
 
 
 def _union(target: Tensor, mask: Tensor, experts: int) -> Tensor:

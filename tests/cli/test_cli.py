@@ -45,6 +45,8 @@ def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ["eval", "x", "--data", "y", "--levels", "100,5"],
         ["eval", "x", "--data", "y", "--tokens", "-5"],
         ["eval", "x"],
+        ["eval", "x", "--data", "y", "--batch", "3"],
+        ["eval", "x", "--data", "y", "--batch", "8,many"],
     ],
 )
 def test_wrong_use_exits_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +103,43 @@ def test_eval_prints_the_fields_that_stay(
     fields |= {"quality_loss_se", "kl", "top1_agreement"}
     assert [set(row) for row in rows] == [fields, fields]
     assert rows[1] == {name: asdict(HALF)[name] for name in fields}
+
+
+@pytest.mark.parametrize("flag", ["--ride-along", "--baselines"])
+def test_what_needs_a_batch_says_so(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "d", "--data", "f.txt", flag]) == ExitCode.USAGE
+    assert "need --batch" in capsys.readouterr().err
+
+
+def test_eval_as_served_adds_fields(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prism_refactor import served
+
+    asked: dict[str, object] = {}
+
+    def answer(*given: object, **more: object) -> list[served.ServedPoint]:
+        asked.update(more, batches=given[3])
+        return [
+            served.ServedPoint("level 50", 8, True, 0.74, 0.68, HALF, 50),
+            served.ServedPoint("top-2", 8, False, 0.5, 0.72, FULL),
+        ]
+
+    monkeypatch.setattr(served, "measure_served", answer)
+    arguments = ["eval", "d", "--data", "f.txt", "--batch", "32,8", "--ride-along", "--baselines"]
+    assert main([*arguments, "--json"]) == ExitCode.OK
+    rows = json.loads(capsys.readouterr().out)
+    assert asked["batches"] == (8, 32)
+    assert asked["ride_along"] and asked["baselines"]
+    assert [row["level"] for row in rows] == [50, None]
+    assert rows[0]["kl"] == HALF.kl
+    assert (rows[0]["batch"], rows[0]["ride_along"]) == (8, True)
+    assert (rows[1]["computed_share"], rows[1]["bytes_share"]) == (0.5, 0.72)
+    assert main(arguments) == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["batch", "method", "own"]
+    assert "level 50 +ride" in lines[1]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_serve_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
