@@ -26,8 +26,10 @@ def test_unsupported_model_is_refused_before_weights_are_read(
     path = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     (path / "model.safetensors").unlink()  # reading weights would fail in another way
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    with pytest.raises(UnsupportedModel, match="a gate other than"):
+    (path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "fp8"}})
+    )
+    with pytest.raises(UnsupportedModel, match="already quantised"):
         load_model(path, torch.float32)
 
 
