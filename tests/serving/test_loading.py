@@ -1,11 +1,13 @@
 """A damaged artifact is refused, by the name of what is damaged, before anything is served."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prism.architectures import UnsupportedModel
 from prism.artifact import ArtifactError
 from prism.checkpoint import block_names, open_checkpoint
 from prism.contract import ExitCode
@@ -51,6 +53,17 @@ def test_many_damaged_blocks_are_counted_not_all_printed(copy, monkeypatch):
     for expert in range(5):
         flip_a_bit(copy, expert)
     with pytest.raises(ArtifactError, match="and 3 more problems"):
+        loading.load(copy, "float32", "cpu")
+
+
+def test_what_the_engine_lacks_is_refused_before_any_weight_is_read(copy):
+    """A rope that follows the longest position would need another table for each batch."""
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    config["rope_parameters"] |= {"rope_type": "dynamic", "factor": 2.0}
+    file.write_text(json.dumps(config))
+    flip_a_bit(copy, 3)  # never found: the refusal comes first
+    with pytest.raises(UnsupportedModel, match="rope type 'dynamic' depends on the batch"):
         loading.load(copy, "float32", "cpu")
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from prism.architectures.attention import call_obstacles
 from prism.kernels.layers import Layers, StepRows, choose_layers
 
 NAME: Final = "prism_attention"
@@ -121,16 +122,6 @@ def attention(
     return out[None], None
 
 
-_REFUSED: Final = {
-    "sliding_window": "sliding-window attention",
-    "softcap": "soft-capped attention scores",
-    "s_aux": "attention sinks",
-    "sinks": "attention sinks",
-    "position_bias": "a position bias",
-    "attention_chunk_size": "chunked attention",
-}
-
-
 def _probe(
     result: ProbeResult,
     module: Any,
@@ -141,12 +132,7 @@ def _probe(
     scaling: float | None,
     kwargs: dict[str, Any],
 ) -> torch.Tensor:
-    asked = [what for name, what in _REFUSED.items() if kwargs.get(name) is not None]
-    if mask is not None:
-        asked.append("an attention mask of its own")
-    if not getattr(module, "is_causal", True):
-        asked.append("attention that is not causal")
-    if asked:
+    if asked := call_obstacles(module, mask, kwargs):
         raise UnsupportedAttention(
             f"layer {module.layer_idx} ({type(module).__name__}) needs {', '.join(asked)}, "
             "which this engine does not have"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prism.architectures import UnsupportedModel
+from prism.architectures import require_servable
 from prism.artifact import Artifact, ArtifactError, open_artifact, verify
 from prism.experts import attach
-from prism.loading import load_model
+from prism.loading import load_config, load_model
 
 from prism_serving import logs
 from prism_serving.engine import attention
@@ -26,7 +26,6 @@ from prism_serving.engine.swaps import swap
 _log = logging.getLogger(__name__)
 _KV_SHARE_OF_MEMORY = 0.3
 _SHOWN_PROBLEMS = 10
-_SWEEPING_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ def load(path: Path, dtype: str, device: str, kernel: str = "auto") -> Loaded:
     from transformers import AttentionInterface
 
     artifact = open_artifact(path)
+    require_servable(load_config(path))
     _require_whole(path)
     where = torch.device(device)
     model, _ = load_model(path, getattr(torch, dtype))
@@ -55,7 +55,6 @@ def load(path: Path, dtype: str, device: str, kernel: str = "auto") -> Loaded:
     AttentionInterface.register(attention.NAME, attention.attention)
     model.set_attn_implementation(attention.NAME)
     config = model.config.get_text_config()
-    _require_fixed_rope(config, artifact.manifest.architecture)
     kv = _probe(model, config, where)
     if where.type == "cpu":
         swap(model, kv.layers(where), kv)
@@ -74,14 +73,6 @@ def _require_whole(path: Path) -> None:
         shown = problems[:_SHOWN_PROBLEMS] + ([f"and {more} more problems"] if more > 0 else [])
         raise ArtifactError("\n".join([*shown, "copy the artifact again or refactor again"]))
     _log.info(logs.fields("artifact is whole", seconds=time.monotonic() - began))
-
-
-def _require_fixed_rope(config: Any, architecture: str) -> None:
-    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind in _SWEEPING_ROPE:
-        raise UnsupportedModel(
-            architecture, f"rope type {kind!r} depends on the batch and cannot be served yet"
-        )
 
 
 def _probe(model: Any, config: Any, device: torch.device) -> ProbeResult:
