@@ -60,7 +60,7 @@ def manifest_of(
         model_type=checkpoint.config.model_type,
         sub_experts=sub_experts,
         num_experts=experts,
-        experts_per_token=int(config.num_experts_per_tok),
+        experts_per_token=checkpoint.experts_per_token,
         layers=checkpoint.layers,
         seed=options.seed,
         calibration=origin.calibration,

@@ -93,7 +93,7 @@ def shape_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Shape:
     return Shape(
         moe_layers=len(modules),
         experts=experts,
-        slots=int(text.num_experts_per_tok),
+        slots=checkpoint.experts_per_token,
         hidden=hidden,
         width=width,
         vocabulary=int(text.vocab_size),

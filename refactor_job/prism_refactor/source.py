@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prism import contract
-from prism.architectures import UnsupportedModel, require_supported
+from prism.architectures import Examined, UnsupportedModel, require_supported
 from prism.checkpoint import INDEX_FILE, CheckpointError, TensorEntry, open_checkpoint
 
 from prism_refactor.errors import Reason, RefactorError
@@ -49,6 +49,7 @@ class Checkpoint:
     revision: str | None
     config: Any  # transformers' config classes share no useful type
     layers: tuple[str, ...]  # experts modules, in model order
+    experts_per_token: int
     entries: dict[str, TensorEntry]
     files: tuple[str, ...]  # names that come along, weights included
 
@@ -80,7 +81,7 @@ def open_source(source: str, uri: str | None = None, wait_s: int = 0) -> Checkpo
     _await_directory(source, wait_s)
     path, revision, found_uri = _locate(source)
     config = _read_config(path)
-    layers = _require_supported(config)
+    examined = _require_supported(config)
     try:
         entries = open_checkpoint(path)
     except CheckpointError as error:
@@ -102,7 +103,8 @@ def open_source(source: str, uri: str | None = None, wait_s: int = 0) -> Checkpo
     }
     index = {INDEX_FILE} if (path / INDEX_FILE).exists() else set()
     files = tuple(sorted(shards | others | index))
-    return Checkpoint(path, uri or found_uri, revision, config, tuple(layers), entries, files)
+    found = examined.layers, examined.experts_per_token
+    return Checkpoint(path, uri or found_uri, revision, config, *found, entries, files)
 
 
 def _await_directory(source: str, wait_s: int) -> None:
@@ -191,7 +193,7 @@ def _read_config(path: Path) -> Any:
         ) from error
 
 
-def _require_supported(config: Any) -> list[str]:
+def _require_supported(config: Any) -> Examined:
     try:
         return require_supported(config)
     except UnsupportedModel as error:

@@ -39,8 +39,8 @@ def config(name: str, **more: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["Olmoe", "Mixtral", "Qwen3Moe"])
 def test_plain_gated_experts_are_supported(name: str) -> None:
-    names = require_supported(config(name))
-    assert names == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    found = require_supported(config(name))
+    assert found.layers == ("model.layers.0.mlp.experts", "model.layers.1.mlp.experts")
     require_servable(config(name))
 
 
@@ -106,7 +106,7 @@ def test_what_the_engine_lacks_is_refactored_and_not_served(
         if name == "rope":
             name, value = "rope_parameters", given.rope_parameters | value
         setattr(given, name, value)
-    assert require_supported(given)
+    assert require_supported(given).layers
     with pytest.raises(UnsupportedModel, match=reason):
         require_servable(given)
 

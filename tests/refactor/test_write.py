@@ -71,7 +71,7 @@ def expected(source: dict[str, Tensor], orders: list[Tensor]) -> dict[str, Tenso
 
 def checkpoint_of(path: Path) -> Checkpoint:
     entries = open_checkpoint(path)
-    return Checkpoint(path, "file://x", None, None, (LAYER,), entries, ("model.safetensors",))
+    return Checkpoint(path, "file://x", None, None, (LAYER,), 1, entries, ("model.safetensors",))
 
 
 @pytest.mark.parametrize("layout", ["plain", "mixtral", "fused"])

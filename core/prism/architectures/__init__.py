@@ -60,15 +60,15 @@ def find_expert_modules(model: nn.Module) -> list[tuple[str, Any]]:
     ]
 
 
-def require_supported(config: Any) -> list[str]:
-    """Names of the experts modules of the model that `config` describes, if it is refactorable.
+def require_supported(config: Any) -> Examined:
+    """What was seen of the model that `config` describes, if it is refactorable.
 
     Raises UnsupportedModel. Reads no weight.
     """
     found = examine(config)
     if found.refactor_obstacle is not None:
         raise UnsupportedModel(found.architecture, found.refactor_obstacle)
-    return list(found.layers)
+    return found
 
 
 def require_servable(config: Any) -> None:
