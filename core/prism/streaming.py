@@ -147,7 +147,7 @@ class StreamedModel:
         ]
         try:
             self._load(place)
-            yield layer
+            yield layer.requires_grad_(False)
         finally:
             for module, name, parameter in empty:
                 module._parameters[name] = parameter

@@ -36,6 +36,7 @@ from prism_refactor.progress import Progress, Stage
 from prism_refactor.resources import Needs, require_resources
 from prism_refactor.source import Checkpoint, open_source, require_divisible
 from prism_refactor.stages import (
+    PROBE,
     Block,
     CutPass,
     require_same,
@@ -79,8 +80,9 @@ def refactor(options: Options, progress_of: Stages) -> Artifact | None:
     with folder.claimed(key, options.shard):
         run = _Run(options, checkpoint, files, folder, progress_of)
         run.cut(corpus)
-    if options.shard[0]:
-        return None
+        if options.shard[0]:
+            return None
+        run.wait()
     with folder.locked(key):
         done = run.finish()
         folder.publish()
@@ -105,7 +107,7 @@ class _Run:
         self._progress_of = progress_of
         self._count = len(checkpoint.layers)
         self._block = Block(*options.shard, self._count)
-        self._layers = LayerFiles(folder, self._count)
+        self._layers = LayerFiles(folder)
 
     def cut(self, corpus: text.Corpus) -> None:
         """Check that the work can be done, and cut this shard's layers."""
@@ -137,7 +139,6 @@ class _Run:
 
     def finish(self) -> Artifact:
         """All stages after the cuts; the finished artifact still lies in the partial folder."""
-        wait_for(self._all_cut, "the other shards to cut their layers")
         self._fit_knots()
         del self._model
         self._write(self._places)
@@ -148,9 +149,14 @@ class _Run:
         points = self._evaluate(artifact)
         return finish.write_prism_folder(self._folder, self._layers, manifest, points)
 
-    def _all_cut(self) -> bool:
-        there = not self._layers.missing_cuts(range(self._count))
-        return there and self._folder.has("probe")
+    def wait(self) -> None:
+        """Until all shards have cut their layers."""
+
+        def all_cut() -> bool:
+            missing = self._layers.missing_cuts(range(self._count))
+            return not missing and self._folder.has(PROBE)
+
+        wait_for(all_cut, "the other shards to cut their layers")
 
     def _stages(self) -> list[Stage]:
         mine = self._block.end - self._block.first
@@ -181,15 +187,16 @@ class _Run:
         return Text(fit, held, Calibration(corpus.name, corpus.digest, fit.tokens))
 
     def _fit_knots(self) -> None:
-        if self._layers.has_all_knots(KNOTS):
-            for _ in range(self._count):
-                self._progress.advance("knots", found=True)
-            return
-        ids = self._texts.calibration.ids[:, :-1]
+        found = {n for n in range(self._count) if self._layers.has_knots(KNOTS, n)}
 
         def passed(number: int) -> None:
-            self._progress.advance("knots")
+            self._progress.advance("knots", found=number in found)
 
+        if len(found) == self._count:
+            for number in range(self._count):
+                passed(number)
+            return
+        ids = self._texts.calibration.ids[:, :-1]
         run_knots(self._model, ids, self._folder, self._layers, passed)
 
     def _write(self, places: dict[str, Places]) -> None:

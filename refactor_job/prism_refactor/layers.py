@@ -13,9 +13,8 @@ from prism_refactor.store import PartialFolder
 class LayerFiles:
     """Cuts and knots by the number of their MoE layer."""
 
-    def __init__(self, folder: PartialFolder, layers: int) -> None:
+    def __init__(self, folder: PartialFolder) -> None:
         self._folder = folder
-        self._layers = layers
 
     def cut(self, number: int) -> Cut | None:
         """The cut kept for a layer."""
@@ -51,13 +50,9 @@ class LayerFiles:
         assert knot is not None, f"layer {number} has no knot at {level}"
         return knot
 
-    def has_all_knots(self, levels: tuple[int, ...]) -> bool:
-        """Whether nothing is left to fit."""
-        return all(
-            self._folder.has(_knot_name(level, number))
-            for level in levels
-            for number in range(self._layers)
-        )
+    def has_knots(self, levels: tuple[int, ...], number: int) -> bool:
+        """Whether a layer has a knot at every level."""
+        return all(self._folder.has(_knot_name(level, number)) for level in levels)
 
 
 def _cut_name(number: int) -> str:

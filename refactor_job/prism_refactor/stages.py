@@ -29,7 +29,7 @@ from prism_refactor.sweep import Answer, KeptStreams, plain, sweep
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 0.5
-_PROBE: Final = "probe"
+PROBE: Final = "probe"  # a small stream of held-out text, computed by transformers' own code
 PROBE_WINDOWS: Final = 2
 
 
@@ -77,7 +77,7 @@ class CutPass:
         ``passed`` is told of each layer of the block.
         """
         block = self._block
-        batches = {"full": model.batch(fit), _PROBE: model.batch(held[:PROBE_WINDOWS])}
+        batches = {"full": model.batch(fit), PROBE: model.batch(held[:PROBE_WINDOWS])}
         start = self._received(model)
         place_of = {number: place for place, number in model.moe.items()}
         end = len(model.layers) if block.is_last else place_of[block.end]
@@ -93,14 +93,14 @@ class CutPass:
 
         hidden = sweep(model, batches, self._cut, kept, start=start, end=end, passed=told)
         if block.is_last:
-            logits = model.logits(batches[_PROBE].ids, hidden[_PROBE])
-            self._folder.save(_PROBE, {"logits": logits})
+            logits = model.logits(batches[PROBE].ids, hidden[PROBE])
+            self._folder.save(PROBE, {"logits": logits})
 
     @property
     def is_done(self) -> bool:
         """Nothing of this block is left to do."""
         block = self._block
-        after = _PROBE if block.is_last else _relay(block.index + 1)
+        after = PROBE if block.is_last else _relay(block.index + 1)
         numbers = range(block.first, block.end)
         return self._folder.has(after) and not self._files.missing_cuts(numbers)
 
@@ -117,7 +117,7 @@ class CutPass:
         def answer(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
             return full_output(module, x, index, weights)
 
-        return {"full": answer, _PROBE: plain(module)}
+        return {"full": answer, PROBE: plain(module)}
 
     def _cut(self, number: int, module: Any) -> Mapping[str, Answer]:
         def answer(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class CutPass:
                 return torch.zeros_like(x)  # nobody of this block reads what comes after
             return full_output(module, x, index, weights)
 
-        return {"full": answer, _PROBE: plain(module)}
+        return {"full": answer, PROBE: plain(module)}
 
 
 def run_knots(
@@ -181,7 +181,7 @@ def run_levels(
 ) -> LevelStreams:
     """Run the artifact, loaded as ``model``, on held-out ids [S, W] at all levels side by side."""
     batch = model.batch(ids)
-    batches = {_PROBE: model.batch(ids[:PROBE_WINDOWS]), **{str(level): batch for level in levels}}
+    batches = {PROBE: model.batch(ids[:PROBE_WINDOWS]), **{str(level): batch for level in levels}}
 
     def answers(number: int, module: Any) -> Mapping[str, Answer]:
         def at(level: int) -> Answer:
@@ -198,7 +198,7 @@ def run_levels(
 
             return answer
 
-        return {_PROBE: plain(module), **{str(level): at(level) for level in levels}}
+        return {PROBE: plain(module), **{str(level): at(level) for level in levels}}
 
     hidden = sweep(model, batches, answers, KeptStreams(folder, "hidden-levels"), passed=passed)
     own = {}
@@ -206,7 +206,7 @@ def run_levels(
         kept = [folder.load(_counts(level, number)) for number in range(len(model.moe))]
         total = torch.stack([counts["counts"] for counts in kept if counts]).sum(0)
         own[level] = (int(total[0]), int(total[1]))
-    probe = model.logits(batches[_PROBE].ids, hidden.pop(_PROBE))
+    probe = model.logits(batches[PROBE].ids, hidden.pop(PROBE))
     return LevelStreams({int(level): state for level, state in hidden.items()}, own, probe)
 
 
@@ -215,7 +215,7 @@ def require_same(found: Tensor, folder: PartialFolder, limit: float) -> None:
 
     ``limit`` is a share of the largest logit. Raises RefactorError (InternalError).
     """
-    kept = folder.load(_PROBE)
+    kept = folder.load(PROBE)
     assert kept is not None, "no logits of the source were kept"
     expected = kept["logits"]
     difference = float((found.cpu() - expected).abs().max())

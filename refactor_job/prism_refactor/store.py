@@ -23,7 +23,7 @@ from torch import Tensor
 from prism_refactor.errors import Reason, RefactorError
 
 _log = logging.getLogger(__name__)
-_CLAIM_S: Final = 10.0  # another shard holds the folder only while it looks at the key
+_CLAIM_S: Final = 10.0  # a shard that has done its part takes a moment to end
 _LOOK_EVERY_S: Final = 0.1
 
 
@@ -38,11 +38,12 @@ class PartialFolder:
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Hold the folder for the work that ``key`` identifies; other work in it is discarded.
+        """Hold the whole folder for the work that ``key`` identifies; other work in it is
+        discarded. Shards that still end are waited for.
 
         Raises RefactorError when another process works here.
         """
-        with self._holding("lock", wait_s=_CLAIM_S):
+        with self._holding("users", fcntl.LOCK_EX, _CLAIM_S):
             self._claim(key)
             yield
 
@@ -50,22 +51,24 @@ class PartialFolder:
     def claimed(self, key: str, shard: tuple[int, int]) -> Iterator[None]:
         """Hold one shard's part of the folder, beside the other shards of the same work.
 
-        Raises RefactorError when another process works at the same shard, or the folder is held.
+        Raises RefactorError when another process works at the same shard or at other work.
         """
-        index, count = shard
-        with self._holding(f"lock-{index}-{count}"):
-            with self._holding("lock", wait_s=_CLAIM_S):
+        with self._holding(f"shard-{shard[0]}", fcntl.LOCK_EX):
+            if _key_in(self.path / "key.json") != key:
+                with self._holding("users", fcntl.LOCK_EX, _CLAIM_S):
+                    self._claim(key)
+            with self._holding("users", fcntl.LOCK_SH, _CLAIM_S):
                 self._claim(key)
-            yield
+                yield
 
     @contextmanager
-    def _holding(self, name: str, wait_s: float = 0) -> Iterator[None]:
+    def _holding(self, name: str, mode: int, wait_s: float = 0) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + wait_s
         with (self.path / name).open("w") as lock:
             while True:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock, mode | fcntl.LOCK_NB)
                     break
                 except OSError as error:
                     if time.monotonic() >= end:

@@ -13,11 +13,13 @@ import torch
 from prism.artifact import Artifact, open_artifact, verify
 from prism.checkpoint import CheckpointError
 from prism.contract import TERMINATION_MESSAGE_BYTES, ExitCode
+from prism.places import Span
 from prism_refactor import job, shell, store
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.job import refactor
 from prism_refactor.options import EVALUATION_LEVELS, KNOTS, Options
 from prism_refactor.progress import Progress, Stage
+from torch import Tensor
 
 MakeOptions = Callable[..., Options]
 
@@ -158,7 +160,7 @@ class Stop(Exception):
     """Stands for a kill: nothing of ours handles it."""
 
 
-@pytest.mark.parametrize("after", [1, 4, 17, 29])
+@pytest.mark.parametrize("after", [1, 3, 11, 17, 29])
 def test_a_killed_refactoring_goes_on_and_ends_the_same(
     artifact: Artifact,
     make_options: MakeOptions,
@@ -190,8 +192,13 @@ def test_a_killed_refactoring_goes_on_and_ends_the_same(
             steps.append((name, found))
 
     assert refactor(options, lambda stages: Recorded(stages, [])).digest == artifact.digest
-    layer_files = [name for name in kept if "hidden" not in name]
-    assert sum(found for name, found in steps if name != "write") == len(layer_files)
+    names = [Path(name).name for name in kept]
+    for stage, prefix, files_per_layer in (
+        ("partition", "cut-", 1),
+        ("knots", "knot-", len(KNOTS)),
+    ):
+        whole = sum(name.startswith(prefix) for name in names) // files_per_layer
+        assert steps.count((stage, True)) == whole
 
 
 def test_work_of_other_options_is_not_mixed_in(
@@ -203,7 +210,7 @@ def test_work_of_other_options_is_not_mixed_in(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "run_layers", stop)
+        patch.setattr(job, "CutPass", stop)
         with pytest.raises(Stop):
             refactor(make_options(out, seed=5), silent)
     planted = tmp_path / "artifact.partial" / "work" / "cut-000.safetensors"
@@ -261,7 +268,7 @@ def test_failure_in_the_middle_has_words_and_the_next_run_ends_well(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "ReduceVisitor", fail)
+        patch.setattr(job, "run_knots", fail)
         found, message = run_shell(options, tmp_path / "message")
     assert (found, message["result"], message["reason"]) == (code, "failed", reason)
     assert not options.out.exists()
@@ -297,15 +304,13 @@ def test_a_result_below_a_file_is_bad_input(make_options: MakeOptions, tmp_path:
 def test_a_wrong_checkpoint_is_never_published(
     make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that moved rows but not columns would pass every digest; the logits tell."""
-    from prism_refactor import write
+    """A writer that moved two of three projections would pass every digest; the logits tell."""
+    permuted = Span.permuted
 
-    reordered = write._reordered
-    monkeypatch.setattr(
-        write,
-        "_reordered",
-        lambda data, edit: data if edit.columns else reordered(data, edit),
-    )
+    def forget_down(span: Span, data: bytes, order: Tensor) -> bytes:
+        return data if "down_proj" in span.name else permuted(span, data, order)
+
+    monkeypatch.setattr(Span, "permuted", forget_down)
     with pytest.raises(RefactorError, match="differs from its source"):
         refactor(make_options(tmp_path / "artifact"), silent)
     assert not (tmp_path / "artifact").exists()

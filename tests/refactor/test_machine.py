@@ -26,19 +26,21 @@ def test_cores_follow_the_quota(tmp_path: Path, quota: str, expected: int | None
 @pytest.mark.parametrize(
     ("limit", "expected"), [("max", 32_768_000_000), ("1000000", 1_000_000), (None, 32_768_000_000)]
 )
+@pytest.mark.parametrize("version", ["v1", "v2"])
 def test_memory_is_the_smaller_of_limit_and_machine(
-    tmp_path: Path, limit: str | None, expected: int
+    tmp_path: Path, limit: str | None, expected: int, version: str
 ) -> None:
     (tmp_path / "meminfo").write_text(MEMINFO)
     if limit:
-        (tmp_path / "max").write_text(limit)
-    assert machine.available_bytes(tmp_path / "max", tmp_path / "meminfo") == expected
+        (tmp_path / version).write_text(limit)
+    files = tmp_path / "v2", tmp_path / "v1", tmp_path / "meminfo"
+    assert machine.available_bytes(*files) == expected
 
 
-def test_model_runs_in_its_own_dtype_where_fp32_does_not_fit(
+def test_a_large_model_runs_in_its_own_dtype_whatever_the_machine(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(str(checkpoint))
     assert machine.compute_dtype(source) is torch.float32
-    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(machine, "_FP32_PARAMETERS", 1000)
     assert machine.compute_dtype(source) is torch.bfloat16

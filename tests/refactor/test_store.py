@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from prism_refactor.errors import Reason
-from prism_refactor.store import KeptHidden, PartialFolder, write_atomically
+from prism_refactor.errors import Reason, RefactorError
+from prism_refactor.store import PartialFolder, write_atomically
+from prism_refactor.sweep import KeptStreams
 
 
 def test_kept_tensors_come_back_under_the_same_key(tmp_path: Path) -> None:
@@ -45,12 +46,23 @@ def test_a_second_worker_is_turned_away(tmp_path: Path) -> None:
     assert found.stdout.strip() == Reason.INTERRUPTED
 
 
-def test_left_temporaries_are_removed(tmp_path: Path) -> None:
+def test_shards_work_side_by_side_and_the_whole_waits_for_them(tmp_path: Path) -> None:
+    folder = PartialFolder(tmp_path / "out")
+    with folder.claimed("a", (0, 2)), folder.claimed("a", (1, 2)):
+        with pytest.raises(RefactorError, match="Another refactoring"), folder.claimed("a", (1, 2)):
+            pass
+        with pytest.raises(RefactorError, match="Another refactoring"), folder.claimed("b", (2, 3)):
+            pass
+    with folder.locked("a"):
+        pass
+
+
+def test_left_temporaries_are_not_published(tmp_path: Path) -> None:
     folder = PartialFolder(tmp_path / "out")
     with folder.locked("a"):
-        (folder.work / "x.safetensors.tmp").write_bytes(b"half")
-    with folder.locked("a"):
-        assert not list(folder.path.rglob("*.tmp"))
+        (folder.artifact / "x.safetensors.tmp").write_bytes(b"half")
+        folder.publish()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_broken_write_leaves_the_old_content(
@@ -68,17 +80,17 @@ def test_a_broken_write_leaves_the_old_content(
     assert file.read_bytes() == b"old"
 
 
-def test_hidden_state_after_the_last_layer_is_only_counted(tmp_path: Path) -> None:
+def test_streams_are_kept_with_their_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = PartialFolder(tmp_path / "out")
     with folder.locked("a"):
-        states = KeptHidden(folder, "hidden", layers=2)
-        assert states.load() is None
-        states.save(1, torch.ones(2, 3))
-        done, hidden = states.load() or (0, torch.empty(0))
-        assert (done, hidden.shape) == (1, (2, 3))
-        states.save(2, torch.ones(2, 3))
-        done, hidden = states.load() or (0, torch.empty(0))
-        assert (done, hidden.numel()) == (2, 0)
+        kept = KeptStreams(folder, "hidden")
+        assert kept.load() is None
+        kept.save(1, {"full": torch.ones(2, 3)})
+        assert kept.load() is None  # a moment after the start nothing is worth writing
+        monkeypatch.setattr("prism_refactor.sweep._SAVE_EVERY_S", 0)
+        kept.save(2, {"full": torch.ones(2, 3)})
+        done, hidden = kept.load() or (0, {})
+        assert (done, hidden["full"].shape) == (2, (2, 3))
 
 
 def test_publish_moves_the_artifact_and_drops_the_work(tmp_path: Path) -> None:
