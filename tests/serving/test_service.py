@@ -132,6 +132,20 @@ def test_logprobs_of_chat_name_token_and_alternatives(client):
     assert first.logprob == first.top_logprobs[0].logprob <= 0
 
 
+def test_text_offsets_of_completions_follow_the_prompt(client, artifact):
+    from prism_serving.gateway import text
+
+    prompt = "Nine — chars"
+    ask = {"model": "m", "max_tokens": 12, "temperature": 0, "logprobs": 0}
+    whole = client.completions.create(**ask, prompt=[prompt, "x"])
+    assert [c.logprobs.text_offset[0] for c in whole.choices] == [len(prompt), 1]
+    offsets = whole.choices[0].logprobs.text_offset
+    stream = client.completions.create(**ask, prompt=prompt, stream=True)
+    assert [o for chunk in stream for o in chunk.choices[0].logprobs.text_offset] == offsets
+    by_ids = client.completions.create(**ask, prompt=text.load(artifact).encode(prompt))
+    assert by_ids.choices[0].logprobs.text_offset == offsets
+
+
 def test_seeded_sampling_repeats_under_concurrent_load(server):
     def ask(seed):
         return text_of(
