@@ -23,7 +23,7 @@ from prism_serving.gateway.text import TemplateFailed, Text
 from prism_serving.protocol import Sampling
 
 DEFAULT_CHAT_TOKENS: Final = 4096  # max_tokens of a chat that names none, context permitting
-_ALIAS: Final = re.compile(r"(?P<name>.+)@(?P<level>\d{1,3})")
+_ALIAS: Final = re.compile(r"(?P<name>.+)@(?P<level>[0-9]{1,3})")
 
 
 def split_alias(model: str, served: str) -> int | None:
