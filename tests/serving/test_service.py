@@ -291,6 +291,19 @@ def test_every_series_of_the_contract_is_there_and_finite(server):
     assert {"0.001", "2560.0", "5.0", "4.5"} <= buckets  # vLLM's, and finer at the target
 
 
+def test_both_ports_answer_unknown_ways_in_the_same_shape(server):
+    admin, _ = server.admin()
+    for base, path in ((server.url, "/v1/completions"), (admin, "/admin/level")):
+        for method, where, status in (("DELETE", path, 405), ("GET", f"{path}/none", 404)):
+            answer = httpx.request(method, base + where)
+            assert answer.status_code == status
+            error = answer.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["type"] == "invalid_request_error"
+            assert f"{method} {where}" in error["message"]
+            assert ("allow" in answer.headers) == (status == 405)
+
+
 def test_admin_needs_the_token_and_the_higher_seq_wins(server, wait):
     url, token = server.admin()
     auth = {"authorization": f"Bearer {token}"}
