@@ -27,7 +27,7 @@ def measure(
     Raises ArtifactError (not a whole artifact) and RefactorError (text).
     """
     artifact = open_artifact(directory)
-    corpus = text.read_corpus(data)
+    corpus = text.read_corpus(data, "evaluation")
     model, tokenizer = load_model(directory, getattr(torch, dtype))
 
     def encode(document: str) -> list[int]:

@@ -73,6 +73,24 @@ def test_eval_of_nothing_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "not an artifact" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [None, "  "])
+def test_eval_on_no_text_speaks_of_its_own_text(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str | None,
+) -> None:
+    from prism_refactor import measure
+
+    monkeypatch.setattr(measure, "open_artifact", lambda directory: None)
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_text(content)
+    assert main(["eval", str(tmp_path), "--data", str(text)]) == ExitCode.BAD_INPUT
+    words = f"No evaluation text at {text}." if content is None else f"{text} holds no text."
+    assert capsys.readouterr().err == f"prism eval: {words}\n"
+
+
 def test_refactor_of_nothing_is_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
