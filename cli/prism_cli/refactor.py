@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from prism.contract import DEFAULT_SUB_EXPERTS, SUB_EXPERT_CHOICES
-from prism_refactor.options import CALIBRATION_TOKENS, MIN_CALIBRATION_TOKENS
+from prism_refactor.options import CALIBRATION_TOKENS, MAX_SEED, MIN_CALIBRATION_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sub-experts", type=int, choices=SUB_EXPERT_CHOICES, default=DEFAULT_SUB_EXPERTS
     )
-    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument(
         "--tokens",
         type=_tokens,
@@ -40,13 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="wait this long for a directory SRC that another program puts in place",
     )
     parser.add_argument("--termination-message", type=Path, metavar="FILE")
-    parser.add_argument("--metrics-port", type=_natural, metavar="PORT")
+    parser.add_argument("--metrics-port", type=_port, metavar="PORT")
 
 
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = _natural(text)
+    if value > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is more than {MAX_SEED}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port (1 to 65535)")
     return value
 
 

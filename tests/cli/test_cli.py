@@ -54,6 +54,25 @@ def test_wrong_use_exits_with_two(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: prism" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(["--metrics-port", value] for value in ("99999", "0", "-1", "http")),
+        *(["--seed", value] for value in ("2147483648", "-1")),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_named(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["refactor", "x", "--out", "y", *given])
+    assert caught.value.code == ExitCode.USAGE
+    flag, value = given
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {flag}: " in error
+    assert value in error
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == ExitCode.USAGE
     assert "refactor" in capsys.readouterr().err
