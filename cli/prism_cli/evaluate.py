@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"prism eval: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
     except RefactorError as error:
-        print(f"prism eval: {error.reason}: {error.message}", file=sys.stderr)
+        # Without the reason: those are named for the operator, after the refactoring's own text.
+        print(f"prism eval: {error.message}", file=sys.stderr)
         return error.exit_code
     return ExitCode.OK
 

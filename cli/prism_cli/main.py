@@ -20,6 +20,7 @@ _Given = TypeVar("_Given")
 _COMMANDS: Final = {
     "refactor": ("prism_cli.refactor", "cut a checkpoint's experts into sub-experts"),
     "eval": ("prism_cli.evaluate", "measure the quality of an artifact at given levels"),
+    "architectures": ("prism_cli.architectures", "list what can be refactored and served"),
     "inspect": ("prism_cli.inspect", "print what an artifact offers, and verify it"),
     "serve": ("prism_cli.serve", "serve an artifact behind the OpenAI API"),
     "version": ("prism_cli.version", "print the version"),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from prism.contract import DEFAULT_SUB_EXPERTS, SUB_EXPERT_CHOICES
-from prism_refactor.options import CALIBRATION_TOKENS, MIN_CALIBRATION_TOKENS
+from prism_refactor.options import CALIBRATION_TOKENS, MAX_SEED, MIN_CALIBRATION_TOKENS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sub-experts", type=int, choices=SUB_EXPERT_CHOICES, default=DEFAULT_SUB_EXPERTS
     )
-    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument(
         "--tokens",
-        type=_tokens,
+        type=tokens,
         default=CALIBRATION_TOKENS,
         help="to calibrate on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="cut only part I (from 0) of N; all parts write to the same DIR, part 0 finishes it",
     )
     parser.add_argument("--source-uri", metavar="URI", help="recorded instead of SRC's path")
     parser.add_argument(
@@ -40,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="wait this long for a directory SRC that another program puts in place",
     )
     parser.add_argument("--termination-message", type=Path, metavar="FILE")
-    parser.add_argument("--metrics-port", type=_natural, metavar="PORT")
+    parser.add_argument("--metrics-port", type=_port, metavar="PORT")
 
 
 def _natural(text: str) -> int:
@@ -50,11 +57,34 @@ def _natural(text: str) -> int:
     return value
 
 
-def _tokens(text: str) -> int:
+def _seed(text: str) -> int:
+    value = _natural(text)
+    if value > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is more than {MAX_SEED}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port (1 to 65535)")
+    return value
+
+
+def tokens(text: str) -> int:
     value = int(text)
     if value < MIN_CALIBRATION_TOKENS:
         raise argparse.ArgumentTypeError(f"{value} is less than {MIN_CALIBRATION_TOKENS}")
     return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, for example 0/4")
+    if int(index) >= int(count):
+        raise argparse.ArgumentTypeError(f"{text}: parts are numbered 0 to {int(count) - 1}")
+    return int(index), int(count)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,6 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 _OPTION_NAMES = (
-    *("source", "out", "calibration", "sub_experts", "seed", "tokens"),
+    *("source", "out", "calibration", "sub_experts", "seed", "tokens", "shard"),
     *("source_uri", "source_wait_s", "termination_message", "metrics_port"),
 )

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
 from hack import engines
-from hack.cluster import Cluster, ClusterError, choose, leftovers
+from hack.cluster import Cluster, ClusterError, choose, leftovers, memory
 from hack.host import MissingPackages
 from hack.progress import say
 
@@ -18,33 +19,54 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     commands.add_parser("up", help="make or start it; how to reach it goes to stdout as JSON")
     load = commands.add_parser("load-image", help="give it images that hack.images built")
     load.add_argument("images", nargs="+", metavar="IMAGE")
-    down = commands.add_parser("down", help="end what we started")
+    down = commands.add_parser("down", help="end what `up` or the demo brought up")
     down.add_argument("--purge", action="store_true", help="forget its state and our images too")
     down.add_argument("--caches", action="store_true", help="with --purge: build caches as well")
     return parser.parse_args(words)
 
 
 def run(given: argparse.Namespace, cluster: Cluster) -> None:
-    say(f"cluster: {type(cluster).__name__.lower()}, because {cluster.reason}")
+    tell(cluster)
     match given.command:
         case "choose":
             kind = type(cluster).__name__.lower()
             print(json.dumps({"kind": kind, "reason": cluster.reason}))
         case "up":
-            print(json.dumps(cluster.up().as_json(), indent=2))
+            print(json.dumps(memory.up(cluster).as_json(), indent=2))
         case "load-image":
             cluster.load(given.images)
-        case "down":
-            cluster.down(given.purge)
-            if given.purge:
-                leftovers.remove_images()
-                leftovers.remove_or_name_caches(given.caches)
+
+
+def down(purge: bool, caches: bool) -> None:
+    """Ends every cluster that was used, also where another fails. Raises ClusterError."""
+    problems = []
+    for cluster in memory.used(os.environ):
+        tell(cluster)
+        try:
+            cluster.down(purge)
+        except (ClusterError, subprocess.CalledProcessError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if purge:
+            memory.forget(cluster)
+    if problems:
+        raise ClusterError("; ".join([*problems, *memory.hint()]))
+    if purge:
+        leftovers.remove_images()
+        leftovers.remove_or_name_caches(caches)
+
+
+def tell(cluster: Cluster) -> None:
+    say(f"cluster: {type(cluster).__name__.lower()}, because {cluster.reason}")
 
 
 def main() -> None:
     given = arguments()
     try:
-        run(given, choose())
+        if given.command == "down":
+            down(given.purge, given.caches)
+        else:
+            run(given, choose())
     except subprocess.CalledProcessError as error:
         sys.exit(f"hack.cluster: {' '.join(map(str, error.cmd))[:300]} failed")
     except (ClusterError, engines.NoEngine, MissingPackages, OSError) as error:

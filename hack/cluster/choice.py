@@ -45,7 +45,8 @@ def decide(environment: Mapping[str, str], machine: Machine) -> Cluster:
     context = environment.get("PRISM_KUBECONTEXT")
     if context:
         registry = environment.get("PRISM_REGISTRY") or None
-        return Named(context, registry, f"PRISM_KUBECONTEXT={context}")
+        kubeconfig = environment.get("KUBECONFIG") or None
+        return Named(context, registry, f"PRISM_KUBECONTEXT={context}", kubeconfig)
     forced = environment.get("PRISM_CLUSTER", "")
     if forced not in ("", "kind", "local"):
         raise ClusterError(f"PRISM_CLUSTER={forced}: expected kind or local")
@@ -56,7 +57,8 @@ def decide(environment: Mapping[str, str], machine: Machine) -> Cluster:
     if forced == "kind":
         raise ClusterError(f"PRISM_CLUSTER=kind: {why_not_kind}")
     if machine.linux and machine.root:
-        return Local("PRISM_CLUSTER=local" if forced else f"{why_not_kind}; Linux and root")
+        reason = "PRISM_CLUSTER=local" if forced else f"{why_not_kind}; Linux and root"
+        return Local(reason, environment.get("PRISM_LOCAL_CLUSTER") or None)
     why = why_not_kind or "kind is not wanted"
     raise ClusterError(
         f"no cluster can be made here: {why}, and the local cluster needs Linux and root."

@@ -16,12 +16,13 @@ LAYOUT = engines.CACHE / "layout"  # an OCI layout: blobs are written once
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """Why the local cluster was chosen."""
+    """Why the local cluster was chosen; `state`: its folder (None: the one in the cache)."""
 
     reason: str
+    state: str | None = None
 
     def access(self) -> Access:
-        config = Path(tools.local_cluster("kubeconfig").strip())
+        config = Path(self._tool("kubeconfig").strip())
         programs = config.parents[1] / "bin"
         return Access(
             kind="local",
@@ -36,7 +37,7 @@ class Local:
     def up(self) -> Access:
         """Builds and starts what is missing. Raises CalledProcessError."""
         with step("local cluster up"):
-            say(tools.local_cluster("up").strip())
+            say(self._tool("up").strip())
         return self.access()
 
     def load(self, images: Sequence[str]) -> None:
@@ -45,21 +46,23 @@ class Local:
         for image in images:
             if image.startswith("localhost/"):
                 with step(f"load {image}"):
-                    _load(engine, image)
+                    self._load(engine, image)
 
     def down(self, purge: bool) -> None:
         """Ends it; with `purge` also forgets its state and the images that this machine built."""
         with step("local cluster down"):
-            tools.local_cluster("down", *(["--purge"] if purge else []))
+            self._tool("down", *(["--purge"] if purge else []))
 
+    def _load(self, engine: engines.Engine, image: str) -> None:
+        if engine.name == "buildah":
+            LAYOUT.mkdir(parents=True, exist_ok=True)
+            engine.layout(image, LAYOUT)
+            self._tool("load-image", f"{LAYOUT}:{image}")
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "image.tar")
+                engine.archive(image, file)
+                self._tool("load-image", file)
 
-def _load(engine: engines.Engine, image: str) -> None:
-    if engine.name == "buildah":
-        LAYOUT.mkdir(parents=True, exist_ok=True)
-        engine.layout(image, LAYOUT)
-        tools.local_cluster("load-image", f"{LAYOUT}:{image}")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "image.tar")
-            engine.archive(image, file)
-            tools.local_cluster("load-image", file)
+    def _tool(self, *words: object) -> str:
+        return tools.local_cluster(*words, state=self.state or "")

@@ -18,20 +18,23 @@ from hack.progress import say, step
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The context, and where images are pushed to (None: loaded into a kind cluster)."""
+    """The context, and where images are pushed to (None: loaded into a kind cluster).
+
+    `kubeconfig`: the file that has the context, as $KUBECONFIG says it (None: the user's own).
+    """
 
     context: str
     registry: str | None
     reason: str
+    kubeconfig: str | None = None
 
     def access(self) -> Access:
         found = tools.find()
-        config = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
         return Access(
             kind="named",
             reason=self.reason,
             context=self.context,
-            kubeconfig=config,
+            kubeconfig=self.kubeconfig or os.path.expanduser("~/.kube/config"),
             kubectl=found["kubectl"],
             helm=found["helm"],
             registry=self.registry or "localhost",
@@ -41,7 +44,7 @@ class Named:
         """Checks that it answers. Raises ClusterError."""
         access = self.access()
         command = [access.kubectl, "--context", self.context, "get", "nodes"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=access.environment())
         if done.returncode:
             raise ClusterError(f"context {self.context} does not answer: {done.stderr.strip()}")
         return access

@@ -3,6 +3,7 @@
 The local cluster brings both, so that a fresh machine needs neither.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,16 @@ from pathlib import Path
 LOCAL_CLUSTER = Path(__file__).resolve().parents[1] / "local-cluster/local-cluster"
 
 
-def local_cluster(*words: object) -> str:
-    """Runs the local cluster's tool; its stdout. Raises CalledProcessError."""
+def local_cluster(*words: object, state: str | None = None) -> str:
+    """Runs the local cluster's tool; its stdout. Raises CalledProcessError.
+
+    `state`: its folder, empty for the one in the cache; None leaves it to the environment.
+    """
     command = [sys.executable, str(LOCAL_CLUSTER), *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    given = {} if state is None else {"PRISM_LOCAL_CLUSTER": state}
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **given}
+    ).stdout
 
 
 def find() -> dict[str, str]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hack.cluster import ClusterError
+from hack.cluster import ClusterError, choose
 from hack.demo import ask, journey, marks, report, site
 from hack.demo.kube import KubectlFailed, TookTooLong
 from hack.demo.observe import ModelFailed
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run(story: Story, out: Path) -> None:
-    place = site.bring_up(story)
+    place = site.bring_up(story, choose())
     site.install(place)
     with journey.serve_example(place) as served:
         with story.step("What the refactoring made"):

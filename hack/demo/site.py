@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster import choose
+from hack.cluster import Cluster, memory
 from hack.cluster.made import LABEL, RELEASE, SYSTEM
 from hack.demo.kube import Json, Kube, KubectlFailed
 from hack.demo.story import Story
@@ -34,11 +34,12 @@ class Site:
         return Kube(kube.kubectl, kube.helm, kube.environment, kube.context, namespace)
 
 
-def bring_up(story: Story, namespace: str = MODELS) -> Site:
-    """Cluster and images, each chosen, made and said."""
+def bring_up(
+    story: Story, cluster: Cluster, namespace: str = MODELS, *, stays: bool = True
+) -> Site:
+    """Cluster and images, made and said. `stays`: `make demo-down` has to find it afterwards."""
     with story.step("Bring up a cluster"):
-        cluster = choose()
-        access = cluster.up()
+        access = memory.up(cluster) if stays else cluster.up()
         story.say(f"{access.kind}: {access.reason}")
     with story.step("Build the images"):
         images = build(registry=access.registry)

@@ -5,12 +5,15 @@ It knows names; it decides nothing. Outside scalers may follow ``prism_desired_r
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from prism_operator.api import Json
 from prism_operator.plan import Measured, Plan
 
+WRITES: Final = "prism_api_writes_total"
+SECONDS: Final = "prism_reconcile_seconds"
 _OBJECT = ("namespace", "name")
 
 
@@ -43,11 +46,9 @@ class Meters:
         self.metrics_age = gauge("prism_metrics_age_seconds", "Age of the newest sample.")
         self.phase = gauge("prism_model_phase", "1 for the phase it is in.", "phase")
         self.decisions = counter("prism_controller_decisions", "Decisions.", "kind", "reason")
-        self.writes = counter("prism_api_writes", "Writes to the API server.", "kind")
+        self.writes = counter(WRITES, "Writes sent to the API server.", "kind")
         self.errors = counter("prism_reconcile_errors", "Passes that failed.")
-        self.seconds = Histogram(
-            "prism_reconcile_seconds", "Time of a pass.", registry=self.registry
-        )
+        self.seconds = Histogram(SECONDS, "Time of a pass.", registry=self.registry)
 
     def plan(self, namespace: str, name: str, plan: Plan, measured: Measured, now: float) -> None:
         """What one pass decided."""

@@ -62,6 +62,7 @@ class DeploymentView:
     spec_hash: str
     artifact: str
     image: str
+    token_sha256: str  # of the admin token that the pods take
     replicas: int
     up_to_date: bool
     trouble: Trouble | None
@@ -216,10 +217,21 @@ def _deployment(deployment: Json) -> DeploymentView:
         spec_hash=_hash(deployment),
         artifact=_annotation(deployment, contract.ANNOTATION_ARTIFACT),
         image=str(next((c.get("image") for c in pod.get("containers") or ()), "")),
+        token_sha256=_environment(pod).get(contract.ENV_ADMIN_TOKEN_SHA256, ""),
         replicas=replicas,
         up_to_date=seen and updated >= replicas and int(status.get("replicas") or 0) <= updated,
         trouble=Trouble("PodsRefused", str(failing.get("message"))) if failing else None,
     )
+
+
+def _environment(pod: Json) -> dict[str, str]:
+    """Plain values over all containers of a pod spec."""
+    return {
+        str(one.get("name")): str(one.get("value") or "")
+        for key in ("initContainers", "containers")
+        for container in pod.get(key) or ()
+        for one in container.get("env") or ()
+    }
 
 
 def _pod(pod: Json) -> PodView:

@@ -199,19 +199,17 @@ class Reconciler:
         return wrote, measured
 
     async def _write(self, model: Model, action: Apply | Create | Delete) -> None:
+        kind = action.kind if isinstance(action, Delete) else str(action.manifest["kind"])
+        self._count(model.namespace, model.name, kind)
         if isinstance(action, Delete):
-            kind = action.kind
             await self.kube.delete(kind, model.namespace, action.name)
         elif isinstance(action, Create):
-            kind = str(action.manifest["kind"])
             try:
                 await self.kube.create(action.manifest)
             except Conflict:
                 log.info("%s %s exists already", kind, _name(action.manifest))
         else:
-            kind = str(action.manifest["kind"])
             await self.kube.apply(action.manifest, action.manager)
-        self.meters.writes.labels(model.namespace, model.name, kind).inc()
         log.info("%s: %s %s", model.key, type(action).__name__.lower(), kind)
 
     async def _report(
@@ -260,8 +258,8 @@ class Reconciler:
             "metadata": {"namespace": namespace, "name": name},
             "status": new,
         }
+        self._count(namespace, name, "status")
         await self.kube.apply_status(manifest, contract.FIELD_MANAGER)
-        self.meters.writes.labels(namespace, name, "status").inc()
 
     async def _event(self, model: Model, notice: status.Notice, now: float) -> None:
         """Events are for people: one that cannot be written is logged, and nothing else stops."""
@@ -286,10 +284,15 @@ class Reconciler:
             "lastTimestamp": stamp,
             "count": 1,
         }
+        self._count(model.namespace, model.name, "Event")
         try:
             await self.kube.create(event)
         except KubeError as error:
             log.warning("%s: event %s not written: %s", model.key, notice.reason, error)
+
+    def _count(self, namespace: str, name: str, kind: str) -> None:
+        """Before a write is sent: a refused or lost one loads the API server as well."""
+        self.meters.writes.labels(namespace, name, kind).inc()
 
     def _token(self, model: Model) -> str:
         return names.admin_token(self.context.admin_key, model.uid)

@@ -69,13 +69,14 @@ def refactor(options: Options, progress_of: Stages) -> Artifact | None:
     MemoryError pass through (see errors.from_exception).
     """
     torch.manual_seed(options.seed)
+    request.require_place(options)
     checkpoint = open_source(options.source, options.source_uri, options.source_wait_s)
     corpus = text.read_corpus(options.calibration)
     files = checkpoint.digests()
     folder = PartialFolder(options.out)
     if options.out.exists():
         return request.confirm(options, files, corpus.digest, folder)
-    request.require_parent(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     key = request.key_of(options, files, corpus.digest)
     with folder.claimed(key, options.shard):
         run = _Run(options, checkpoint, files, folder, progress_of)

@@ -35,7 +35,7 @@ class Subject:
 def open_subject(directory: Path, data: Path, *, tokens: int, dtype: str) -> Subject:
     """Load and attach. Raises ArtifactError (not a whole artifact) and RefactorError (text)."""
     artifact = open_artifact(directory)
-    corpus = text.read_corpus(data)
+    corpus = text.read_corpus(data, "evaluation")
     model, tokenizer = load_model(directory, getattr(torch, dtype))
 
     def encode(document: str) -> list[int]:

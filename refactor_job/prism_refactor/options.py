@@ -14,6 +14,7 @@ CALIBRATION_TOKENS: Final = 40_960  # partition, sub-router, thresholds
 EVALUATION_TOKENS: Final = 12_288
 MIN_CALIBRATION_TOKENS: Final = 2_048
 MIN_EVALUATION_TOKENS: Final = 512
+MAX_SEED: Final = 2**31 - 1  # as in the CRD; each search's own seed is made from it in 64 bits
 
 SEARCH_TOKENS: Final = 1_536  # per expert, for the swap search
 SEARCH_PROPOSALS_PER_NEURON: Final = 48

@@ -120,7 +120,7 @@ def terminal_view() -> Iterator[View]:
 
 
 def metrics_view(port: int) -> View:
-    """Serve gauges on ``port``; the server lives as long as the process."""
+    """Serve gauges on ``port``; the server lives as long as the process. Raises OSError."""
     from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
     registry = CollectorRegistry()
@@ -129,6 +129,7 @@ def metrics_view(port: int) -> View:
     steps = Gauge(
         Metric.REFACTOR_STEPS, "Units done in a stage", labelnames=["stage"], registry=registry
     )
+    left.set(float("nan"))  # not known yet, which is not 0
     start_http_server(port, registry=registry)
 
     def show(standing: Standing) -> None:

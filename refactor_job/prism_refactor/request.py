@@ -1,12 +1,16 @@
-"""What was asked for: the key of its work, and whether the result is there already.
+"""What was asked for: the key of its work, and the place and state of its result.
 
 Knows options, digests and the manifest. The decision worth arguing about: a result made from other
 inputs is refused by naming what differs, never overwritten; deleting is the user's act.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import tempfile
+from pathlib import Path
 
 from prism import artifact as artifacts
 from prism.artifact import Artifact
@@ -72,16 +76,41 @@ def confirm(
     return found
 
 
-def require_parent(options: Options) -> None:
-    """Makes the folder that the result goes into, where it is missing."""
+def require_place(options: Options) -> None:
+    """Raise RefactorError (BadInput) where no result can be made, before anything long is done.
+
+    A folder is made and taken away again: permission bits do not tell of a read-only or a virtual
+    file system. Nothing stays behind, because the source may still turn out to be bad.
+    """
+    out = options.out.absolute()
+    if not options.out.name:
+        raise RefactorError(Reason.BAD_INPUT, f"--out {options.out} is no name for a new folder.")
     try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        if out.exists():
+            return  # only read and compared
+        _require_folder_or_nothing(out, PartialFolder(out).path)
+        # A dangling link among the parents is found out here too: nothing can be made in it.
+        place = next(parent for parent in out.parents if os.path.lexists(parent))
+        with tempfile.TemporaryDirectory(dir=place, prefix=".prism-"):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # has words of its own, and may be tried again
         raise RefactorError(
             Reason.BAD_INPUT,
-            f"{options.out.parent}, where the result should go, is no directory and cannot be "
-            f"made one ({error.strerror}).",
+            f"--out {options.out}: no folder can be made there ({error.strerror}); choose a place "
+            "that can be written to.",
         ) from error
+
+
+def _require_folder_or_nothing(out: Path, partial: Path) -> None:
+    # A dangling link would take all the work and then refuse the last rename.
+    for path in (out, partial):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise RefactorError(
+                Reason.BAD_INPUT,
+                f"{path} is in the way of --out {out} and is no folder of its own; remove it.",
+            )
 
 
 def key_of(options: Options, files: dict[str, str], calibration: str) -> str:

@@ -30,12 +30,13 @@ def run(options: Options) -> ExitCode:
     started = time.monotonic()
     try:
         with _interruptible(), ExitStack() as stack:
+            metrics = _metrics_views(options)
             from prism_refactor.job import refactor
 
             _use_allowed_cores()
 
             def progress_of(stages: list[Stage]) -> Progress:
-                return Progress(stages, _views(options, stack))
+                return Progress(stages, [_view_for_people(stack), *metrics])
 
             artifact = refactor(options, progress_of)
     except BaseException as error:  # the shell is where every failure gets its words
@@ -76,15 +77,21 @@ def _failed(error: BaseException, options: Options) -> ExitCode:
     return known.exit_code
 
 
-def _views(options: Options, stack: ExitStack) -> list[View]:
-    views: list[View] = []
-    if sys.stderr.isatty():
-        views.append(stack.enter_context(terminal_view()))
-    else:
-        views.append(log_view)
-    if options.metrics_port is not None:
-        views.append(metrics_view(options.metrics_port))
-    return views
+def _view_for_people(stack: ExitStack) -> View:
+    return stack.enter_context(terminal_view()) if sys.stderr.isatty() else log_view
+
+
+def _metrics_views(options: Options) -> list[View]:
+    """Served from the start: a port that cannot be had must not be found out after a download."""
+    port = options.metrics_port
+    try:
+        return [] if port is None else [metrics_view(port)]
+    except OSError as error:
+        raise RefactorError(
+            Reason.BAD_INPUT,
+            f"Cannot serve metrics on port {port} ({error.strerror}); choose another "
+            "--metrics-port.",
+        ) from error
 
 
 @contextmanager

@@ -64,15 +64,17 @@ def pydoc_topics() -> Corpus:
     return Corpus(name, tuple(topics[key] for key in sorted(topics)))
 
 
-def read_corpus(path: Path | None) -> Corpus:
+def read_corpus(path: Path | None, purpose: str = "calibration") -> Corpus:
     """Documents of a ``.jsonl`` file ({"text": ...} per line) or a plain text file; None: pydoc.
+
+    ``purpose`` is what a person would call this text where it is missing.
 
     Raises RefactorError (SourceNotFound, BadInput, TooLittleCalibrationText) naming file and line.
     """
     if path is None:
         return pydoc_topics()
     if not path.is_file():
-        raise RefactorError(Reason.SOURCE_NOT_FOUND, f"No calibration text at {path}.")
+        raise RefactorError(Reason.SOURCE_NOT_FOUND, f"No {purpose} text at {path}.")
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

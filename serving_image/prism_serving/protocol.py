@@ -176,7 +176,6 @@ class Pong(_Message, frozen=True):
     """Answer to Ping; comes from the engine's I/O thread and says nothing about compute."""
 
     sent_s: float
-    step_age_s: float = 0.0  # how long the step now running has taken
 
 
 ToEngine = Hello | Submit | Cancel | SetLevel | SetSlo | Ping

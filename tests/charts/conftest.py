@@ -68,11 +68,16 @@ def helm() -> str:
 
 @pytest.fixture(scope="session")
 def render(helm: str) -> Callable[..., Rendering]:
-    """render("crds.enabled=false", …, values=YAML, release=NAME) -> Rendering; raises Refused."""
+    """render("crds.enabled=false", …, values=YAML, release=NAME, namespace=NAME) -> Rendering.
+
+    Raises Refused.
+    """
 
     @functools.cache
-    def render_once(*sets: str, values: str = "", release: str = "prism") -> Rendering:
-        command = [helm, "template", release, str(CHART), "--namespace", "prism-system"]
+    def render_once(
+        *sets: str, values: str = "", release: str = "prism", namespace: str = "prism-system"
+    ) -> Rendering:
+        command = [helm, "template", release, str(CHART), "--namespace", namespace]
         command += ["--kube-version", "1.34.0"]
         command += [word for one in sets for word in ("--set", one)]
         command += ["--values", "-"] if values else []

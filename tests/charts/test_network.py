@@ -9,10 +9,11 @@ from prism import contract
 from .conftest import Rendering
 
 Render = Callable[..., Rendering]
+DNS = (53, 5353)
 
 
 def ports(rules: list[dict[str, list[dict[str, object]]]]) -> set[object]:
-    return {port["port"] for rule in rules for port in rule["ports"]}
+    return {port["port"] for rule in rules for port in rule.get("ports", ())}
 
 
 def test_policy_selects_the_operator(render: Render) -> None:
@@ -31,13 +32,30 @@ def test_defaults_open_probes_metrics_dns_api_and_serving_pods(render: Render) -
     spec = render().one("NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert ports(spec["ingress"]) == {"health", "metrics"}
-    assert ports(spec["egress"]) == {53, 443, 6443, contract.API_PORT, contract.ADMIN_PORT}
+    assert ports(spec["egress"]) == {
+        *DNS, 443, 6443, contract.API_PORT, contract.ADMIN_PORT,
+    }  # fmt: skip
 
 
 def test_serving_pods_are_reached_by_their_role(render: Render) -> None:
-    rules = [r for r in render().one("NetworkPolicy")["spec"]["egress"] if "to" in r]
-    (peer,) = rules[0]["to"]
+    rules = render().one("NetworkPolicy")["spec"]["egress"]
+    (rule,) = (r for r in rules if ports([r]) == {contract.API_PORT, contract.ADMIN_PORT})
+    (peer,) = rule["to"]
     assert peer["podSelector"]["matchLabels"] == {contract.LABEL_ROLE: contract.ROLE_SERVING}
+
+
+def test_dns_is_reached_wherever_a_cluster_has_it_listen(render: Render) -> None:
+    """53 with most, 5353 on OpenShift; CoreDNS behind kube-dns may have any port."""
+    rules = render().one("NetworkPolicy")["spec"]["egress"]
+    everywhere = [port for r in rules if "to" not in r for port in r["ports"]]
+    for number in DNS:
+        for protocol in ("UDP", "TCP"):
+            assert {"protocol": protocol, "port": number} in everywhere
+    (rule,) = (r for r in rules if "ports" not in r)
+    (peer,) = rule["to"]
+    namespace = {"kubernetes.io/metadata.name": "kube-system"}
+    assert peer["namespaceSelector"]["matchLabels"] == namespace
+    assert peer["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from .conftest import Rendering
 Render = Callable[..., Rendering]
 Rights = dict[tuple[str, str], set[str]]  # (API group, resource) -> verbs
 
+OPERATOR = "prism-operator.prism-system"
 EDIT_VERBS = {"create", "delete", "patch", "update"}
 READ_VERBS = {"get", "list", "watch"}
 
@@ -52,12 +53,46 @@ def used() -> Rights:
 
 
 def test_operator_gets_what_it_uses_and_no_more(render: Render) -> None:
-    assert rights_of(render().one("ClusterRole", "prism-operator")) == used()
+    assert rights_of(render().one("ClusterRole", OPERATOR)) == used()
 
 
 def test_operator_may_touch_every_kind_it_has_a_path_for(render: Render) -> None:
-    granted = {resource for _, resource in rights_of(render().one("ClusterRole", "prism-operator"))}
+    granted = {resource for _, resource in rights_of(render().one("ClusterRole", OPERATOR))}
     assert {plural for _, plural in kube.PATHS.values()} <= granted
+
+
+def cluster_names(rendering: Rendering) -> set[str]:
+    """Names outside all namespaces, but for the kind's own, which is one for all releases."""
+    objects = rendering.all("ClusterRole") + rendering.all("ClusterRoleBinding")
+    return {one["metadata"]["name"] for one in objects}
+
+
+LONG = "a" * 60
+RELEASES = [  # (release, namespace): pairs that a plain join with "-" or a plain cut would confuse
+    ("prism", "one"), ("prism", "two"), ("prism", "one-two"),
+    ("prism", f"{LONG}-x"), ("prism", f"{LONG}-y"), ("r" * 53, f"{LONG}-x"), ("r" * 53, "one"),
+    ("prism-operator-prism", "one"), ("prism", "prism-operator-one"),
+]  # fmt: skip
+
+
+def test_no_two_releases_share_a_name_outside_their_namespaces(render: Render) -> None:
+    seen: set[str] = set()
+    for release, namespace in RELEASES:
+        names = cluster_names(render(release=release, namespace=namespace))
+        assert len(names) == 4 and not names & seen
+        assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", name) for name in names)
+        seen |= names
+
+
+def test_the_operator_s_account_is_bound_to_the_role_of_its_own_release(render: Render) -> None:
+    for release, namespace in RELEASES:
+        rendering = render(release=release, namespace=namespace)
+        binding = rendering.one("ClusterRoleBinding")
+        role = rendering.one("ClusterRole", binding["roleRef"]["name"])
+        assert rights_of(role) == used()
+        (subject,) = binding["subjects"]
+        account = rendering.one("ServiceAccount", subject["name"])
+        assert account["metadata"]["namespace"] == subject["namespace"] == namespace
 
 
 @pytest.mark.parametrize("namespaces", ["", "a"])
@@ -89,7 +124,9 @@ def test_watched_namespaces_get_roles_and_the_cluster_none(render: Render) -> No
 
 def test_user_roles_grow_from_viewer_to_admin(render: Render) -> None:
     def verbs(role: str, resource: str = "prismmodels") -> set[str]:
-        return rights_of(render().one("ClusterRole", f"prism-{role}"))["moeprism.io", resource]
+        return rights_of(render().one("ClusterRole", f"prism-{role}.prism-system"))[
+            "moeprism.io", resource
+        ]
 
     assert verbs("viewer") == READ_VERBS
     assert verbs("editor") == READ_VERBS | EDIT_VERBS
@@ -102,7 +139,7 @@ def test_user_roles_grow_from_viewer_to_admin(render: Render) -> None:
 
 def test_user_roles_join_the_default_ones_where_wished(render: Render) -> None:
     def targets(rendering: Rendering, role: str) -> set[str]:
-        labels = rendering.one("ClusterRole", f"prism-{role}")["metadata"]["labels"]
+        labels = rendering.one("ClusterRole", f"prism-{role}.prism-system")["metadata"]["labels"]
         return {label.rsplit("-", 1)[1] for label in labels if "aggregate-to" in label}
 
     assert targets(render(), "viewer") == {"view", "edit", "admin"}

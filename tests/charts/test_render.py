@@ -28,11 +28,11 @@ def test_lint_finds_nothing_at_all(helm: str) -> None:
 def test_defaults_render_these_objects(render: Render) -> None:
     kinds = sorted((o["kind"], o["metadata"]["name"]) for o in render().objects)
     assert kinds == [
-        ("ClusterRole", "prism-admin"),
-        ("ClusterRole", "prism-editor"),
-        ("ClusterRole", "prism-operator"),
-        ("ClusterRole", "prism-viewer"),
-        ("ClusterRoleBinding", "prism-operator"),
+        ("ClusterRole", "prism-admin.prism-system"),
+        ("ClusterRole", "prism-editor.prism-system"),
+        ("ClusterRole", "prism-operator.prism-system"),
+        ("ClusterRole", "prism-viewer.prism-system"),
+        ("ClusterRoleBinding", "prism-operator.prism-system"),
         ("CustomResourceDefinition", "prismmodels.moeprism.io"),
         ("Deployment", "prism-operator"),
         ("NetworkPolicy", "prism-operator"),

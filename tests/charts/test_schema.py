@@ -24,6 +24,12 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("empty registry", {"image": {"registry": ""}}),
     ("no account and no name", {"serviceAccount": {"create": False}}),
     ("address without scheme", {"prometheus": {"url": "prometheus:9090"}}),
+    ("address with port 0", {"prometheus": {"url": "http://prometheus:0"}}),
+    ("address with port 65536", {"prometheus": {"url": "http://prometheus:65536"}}),
+    ("address with port 99999", {"prometheus": {"url": "http://prometheus:99999/prefix"}}),
+    ("address with a long port", {"prometheus": {"url": "http://[fd00::1]:100000"}}),
+    ("address with a worded port", {"prometheus": {"url": "http://prometheus:web"}}),
+    ("address without port after a colon", {"prometheus": {"url": "http://prometheus:"}}),
     ("the same namespace twice", {"watchNamespaces": ["a", "a"]}),
     ("namespace in capitals", {"watchNamespaces": ["LLM"]}),
     ("switch as text", {"crds": {"enabled": "yes"}}),
@@ -70,6 +76,9 @@ def test_refused(change: dict[str, Any]) -> None:
         {"serviceAccount": {"create": False, "name": "theirs"}},
         {"extraEnv": [{"name": "PRISM_LOG_FORMAT", "value": "plain"}]},
         {"prometheus": {"url": "https://p.example/select/0"}},
+        {"prometheus": {"url": "http://user:99999@p.example:65535/a:99999"}},
+        {"prometheus": {"url": "http://[fd00::1]:9090"}},
+        *({"prometheus": {"url": f"http://p:{n}"}} for n in (1, 80, 9090, 59999, 65499, 65529)),
         {"resources": {}},
     ],
     ids=str,
@@ -83,6 +92,8 @@ def test_helm_itself_refuses_with_the_path_in_its_message(render: Callable[..., 
         render("replicas=2")
     with pytest.raises(Refused, match="apiServerPorts"):
         render("networkPolicy.apiServerPorts[0]=70000")
+    with pytest.raises(Refused, match=r"prometheus.url"):
+        render("prometheus.url=http://prometheus:99999")
 
 
 def objects_of(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:

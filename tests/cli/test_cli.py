@@ -56,6 +56,25 @@ def test_wrong_use_exits_with_two(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: prism" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(["--metrics-port", value] for value in ("99999", "0", "-1", "http")),
+        *(["--seed", value] for value in ("2147483648", "-1")),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_named(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["refactor", "x", "--out", "y", *given])
+    assert caught.value.code == ExitCode.USAGE
+    flag, value = given
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {flag}: " in error
+    assert value in error
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == ExitCode.USAGE
     assert "refactor" in capsys.readouterr().err
@@ -73,6 +92,24 @@ def test_eval_of_nothing_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
     text.write_text("words")
     assert main(["eval", str(tmp_path), "--data", str(text)]) == ExitCode.BAD_INPUT
     assert "not an artifact" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "  "])
+def test_eval_on_no_text_speaks_of_its_own_text(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str | None,
+) -> None:
+    from prism_refactor import measure
+
+    monkeypatch.setattr(measure, "open_artifact", lambda directory: None)
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_text(content)
+    assert main(["eval", str(tmp_path), "--data", str(text)]) == ExitCode.BAD_INPUT
+    words = f"No evaluation text at {text}." if content is None else f"{text} holds no text."
+    assert capsys.readouterr().err == f"prism eval: {words}\n"
 
 
 def test_refactor_of_nothing_is_bad_input(

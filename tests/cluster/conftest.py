@@ -62,7 +62,7 @@ def place(log: TextIO) -> Iterator[Site]:
     except ClusterError as reason:
         pytest.skip(f"no cluster here: {reason}")
     was_up = not isinstance(cluster, Local) or runs_already(cluster)
-    made = site.bring_up(Story(out=log), NAMESPACE)
+    made = site.bring_up(Story(out=log), cluster, NAMESPACE, stays=False)
     had_release = site.is_installed(made)
     try:
         site.install(made)

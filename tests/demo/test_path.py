@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from hack.demo import journey, prompts, site
 from hack.demo.kube import TookTooLong, wait_until
-from hack.demo.observe import condition, gauge
+from hack.demo.observe import condition, gauge, total
 from hack.demo.record import Targets
 from hack.demo.story import Story
 
@@ -24,6 +24,12 @@ def test_gauge_takes_the_series_of_exactly_this_name() -> None:
     assert gauge(PAGE, "prism:level_ceiling_ratio") == 0.75
     assert gauge(PAGE, "prism:level_seq") == 3
     assert gauge(PAGE, "prism:level") is None
+
+
+def test_total_adds_the_series_of_exactly_this_name() -> None:
+    page = 'writes_total{kind="Job"} 2.0\nwrites_total{kind="status"} 3.0\nwrites_total_x 9\n'
+    assert total(page, "writes_total") == 5
+    assert total(page, "reads_total") == 0
 
 
 def test_condition_by_type() -> None:

@@ -178,4 +178,5 @@ def test_images_go_into_the_nodes_of_a_named_kind_cluster(programs) -> None:
 def test_the_choice_of_this_machine_uses_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRISM_KUBECONTEXT", "mine")
     monkeypatch.delenv("PRISM_REGISTRY", raising=False)
-    assert choice.choose() == Named("mine", None, "PRISM_KUBECONTEXT=mine")
+    monkeypatch.setenv("KUBECONFIG", "/of/mine")
+    assert choice.choose() == Named("mine", None, "PRISM_KUBECONTEXT=mine", "/of/mine")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from prism_operator import meters
 from prism_operator.api import Model
 from prism_operator.kube import KubeError
 from prism_operator.observe import PodView
@@ -127,13 +128,22 @@ class Operator:
 
     # -- looking
 
-    def idle(self, seconds: float, tick: float = 5.0) -> list[Write]:
-        """Let time pass with ticks; returns what was written meanwhile."""
+    def idle(self, seconds: float, tick: float = 5.0, woken: bool = False) -> list[Write]:
+        """Let time pass with ticks, or wakes; returns what was written meanwhile."""
         before, until = len(self.cluster.writes), self.now + seconds
         while self.now < until:
             self.now += tick
-            self.step(woken=False)
+            self.step(woken=woken)
         return self.cluster.writes[before:]
+
+    def sent(self) -> float:
+        """What the process's own counter of writes says."""
+        return sum(
+            sample.value
+            for metric in self.reconciler.meters.writes.collect()
+            for sample in metric.samples
+            if sample.name == meters.WRITES
+        )
 
     @property
     def status(self) -> Json:

@@ -254,6 +254,22 @@ def test_every_rule_has_its_test(crd: Json) -> None:
     assert [text for text in messages(crd) if not any(one in text for one in tested)] == []
 
 
+def test_every_field_says_what_it_is(crd: Json) -> None:
+    """What `kubectl explain` shows; the three that every kind has are the API server's to tell."""
+
+    def silent(node: Json, path: str) -> list[str]:
+        parts = {f"{path}.{name}": part for name, part in node.get("properties", {}).items()}
+        parts |= {f"{path}[]": node["items"]} if "items" in node else {}
+        own = [one for one, part in parts.items() if not one.endswith("]") and not said(part)]
+        return own + [one for at, part in parts.items() for one in silent(part, at)]
+
+    def said(part: Json) -> bool:
+        return part.get("description", "").endswith(".")
+
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert silent(schema, "") == [".apiVersion", ".kind", ".metadata"]
+
+
 def test_short_name_and_category(apiserver: ApiServer) -> None:
     found = apiserver.request("GET", "/apis/moeprism.io/v1alpha1")[1]["resources"]
     kind = next(r for r in found if r["name"] == "prismmodels")

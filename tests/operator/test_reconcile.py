@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prism.contract import ENV_ADMIN_TOKEN_SHA256
+from prism_operator import names
 from prism_operator.kube import Refused, Unavailable
 
 from .cluster import Write
@@ -72,6 +74,25 @@ def test_upgrading_the_operator_restarts_no_pod(operator: Operator, make_body: M
     operator.edit_spec(serving={"dtype": "float32"})
     operator.settle()
     assert operator.status["image"] == "localhost/prism-serving:2"
+
+
+def test_a_rotated_admin_key_reaches_the_pods_once(operator: Operator, make_body: Make) -> None:
+    """Or they would refuse the operator's new token for ever."""
+
+    def digest() -> str:
+        (gateway,) = operator.deployment()["spec"]["template"]["spec"]["initContainers"]
+        (found,) = (e["value"] for e in gateway["env"] if e["name"] == ENV_ADMIN_TOKEN_SHA256)
+        return str(found)
+
+    operator.apply(make_body())
+    operator.settle()
+    old, before = digest(), len(operator.writes("deployments"))
+    operator.restart(admin_key=b"n" * 32)
+    operator.settle()
+    operator.idle(600)
+    assert len(operator.writes("deployments")) == before + 1
+    assert digest() == names.admin_token_sha256(b"n" * 32, "uid-tiny") != old
+    assert operator.condition("Ready")[0] == "True"
 
 
 def test_two_field_managers_share_the_deployment(operator: Operator, make_body: Make) -> None:

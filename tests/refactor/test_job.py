@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -294,11 +295,60 @@ def test_too_little_text_ends_in_bad_input(make_options: MakeOptions, tmp_path: 
     assert (code, message["reason"]) == (ExitCode.BAD_INPUT, "TooLittleCalibrationText")
 
 
-def test_a_result_below_a_file_is_bad_input(make_options: MakeOptions, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "out",
+    [
+        *("/proc/x", "/proc/x/y/z", "/dev/null/x", "/", "."),
+        *("HERE/file/artifact", "HERE/dangling", "HERE/dangling/artifact", "HERE/taken"),
+        "HERE/" + "n" * 250,  # the folder beside it has a longer name
+    ],
+)
+def test_an_impossible_place_for_the_result_is_refused_before_any_work(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
     (tmp_path / "file").write_text("x")
-    options = make_options(tmp_path / "file" / "artifact")
+    (tmp_path / "taken.partial").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    monkeypatch.setattr(job, "open_source", lambda *_: pytest.fail("the work began"))
+    before = sorted(tmp_path.iterdir())
+    options = make_options(Path(out.replace("HERE", str(tmp_path))))
     code, message = run_shell(options, tmp_path / "message")
     assert (code, message["reason"]) == (ExitCode.BAD_INPUT, "BadInput")
+    assert f"--out {options.out}" in str(message["message"])
+    (tmp_path / "message").unlink()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_volume_is_no_bad_place(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    code, message = run_shell(make_options(tmp_path / "artifact"), tmp_path / "message")
+    assert (code, message["reason"]) == (ExitCode.FAILED, "NoSpaceLeft")
+
+
+def test_a_bad_source_leaves_no_folder_behind(make_options: MakeOptions, tmp_path: Path) -> None:
+    options = make_options(tmp_path / "new" / "artifact", source=str(tmp_path / "none"))
+    code, message = run_shell(options, tmp_path / "message")
+    assert (code, message["reason"]) == (ExitCode.BAD_INPUT, "SourceNotFound")
+    assert [path.name for path in tmp_path.iterdir()] == ["message"]
+
+
+def test_a_port_that_is_taken_is_refused_before_any_work(
+    make_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "open_source", lambda *_: pytest.fail("the work began"))
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = make_options(tmp_path / "artifact", metrics_port=port)
+        code, message = run_shell(options, tmp_path / "message")
+    assert (code, message["reason"]) == (ExitCode.BAD_INPUT, "BadInput")
+    assert f"port {port} (Address already in use)" in str(message["message"])
 
 
 def test_a_wrong_checkpoint_is_never_published(

@@ -1,20 +1,21 @@
 """Streams through a model layer by layer: every layer once, going on in the middle, shards."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from prism.artifact import Artifact
+from prism.artifact import Artifact, open_artifact
 from prism.loading import load_model
 from prism.streaming import StreamedModel
 from prism_refactor.cut import Cutter
 from prism_refactor.errors import Reason, RefactorError
-from prism_refactor.job import refactor
 from prism_refactor.layer_experts import full_output
 from prism_refactor.options import Options
-from prism_refactor.progress import Progress, Stage
 from prism_refactor.stages import Block
 from prism_refactor.sweep import Answer, plain, sweep
 from torch import Tensor
@@ -132,20 +133,19 @@ def test_blocks_cover_every_layer_once(layers: int, count: int) -> None:
 def test_shards_make_the_same_artifact(
     artifact: Artifact, make_options: Callable[..., Options], tmp_path: Path
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    def silent(stages: list[Stage]) -> Progress:
-        return Progress(stages, [])
-
-    options = [make_options(tmp_path / "artifact", shard=(index, 2)) for index in range(2)]
-    with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(refactor, given, silent) for given in options]
-        wait(running, return_when=FIRST_EXCEPTION)
-        if any(one.exception(timeout=0) for one in running if one.done()):
-            monkeypatch.setattr(stages, "wait_for", give_up)  # or the other would wait for ever
-    made, nothing = running[0].result(), running[1].result()
-    assert nothing is None
-    assert made is not None
+    options = make_options(tmp_path / "artifact")
+    command = [sys.executable, "-m", "prism_cli", "refactor", options.source, "--out"]
+    command += [str(options.out), "--calibration", str(options.calibration)]
+    command += ["--sub-experts", str(options.sub_experts), "--tokens", str(options.tokens)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    shards = [
+        subprocess.Popen([*command, "--shard", f"{i}/2"], env=environment, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    for shard in shards:
+        _, errors = shard.communicate(timeout=240)
+        assert shard.returncode == 0, errors.decode()
+    made = open_artifact(options.out)
     assert made.digest == artifact.digest
     tensors = "prism/prism.safetensors"
     assert (made.path / tensors).read_bytes() == (artifact.path / tensors).read_bytes()

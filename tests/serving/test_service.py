@@ -132,6 +132,20 @@ def test_logprobs_of_chat_name_token_and_alternatives(client):
     assert first.logprob == first.top_logprobs[0].logprob <= 0
 
 
+def test_text_offsets_of_completions_follow_the_prompt(client, artifact):
+    from prism_serving.gateway import text
+
+    prompt = "Nine — chars"
+    ask = {"model": "m", "max_tokens": 12, "temperature": 0, "logprobs": 0}
+    whole = client.completions.create(**ask, prompt=[prompt, "x"])
+    assert [c.logprobs.text_offset[0] for c in whole.choices] == [len(prompt), 1]
+    offsets = whole.choices[0].logprobs.text_offset
+    stream = client.completions.create(**ask, prompt=prompt, stream=True)
+    assert [o for chunk in stream for o in chunk.choices[0].logprobs.text_offset] == offsets
+    by_ids = client.completions.create(**ask, prompt=text.load(artifact).encode(prompt))
+    assert by_ids.choices[0].logprobs.text_offset == offsets
+
+
 def test_seeded_sampling_repeats_under_concurrent_load(server):
     def ask(seed):
         return text_of(
@@ -275,6 +289,19 @@ def test_every_series_of_the_contract_is_there_and_finite(server):
     assert all(s.labels["model_name"] == "m" and s.labels["engine"] == "0" for s in samples)
     buckets = {s.labels["le"] for s in samples if s.name == f"{Metric.TTFT}_bucket"}
     assert {"0.001", "2560.0", "5.0", "4.5"} <= buckets  # vLLM's, and finer at the target
+
+
+def test_both_ports_answer_unknown_ways_in_the_same_shape(server):
+    admin, _ = server.admin()
+    for base, path in ((server.url, "/v1/completions"), (admin, "/admin/level")):
+        for method, where, status in (("DELETE", path, 405), ("GET", f"{path}/none", 404)):
+            answer = httpx.request(method, base + where)
+            assert answer.status_code == status
+            error = answer.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["type"] == "invalid_request_error"
+            assert f"{method} {where}" in error["message"]
+            assert ("allow" in answer.headers) == (status == 405)
 
 
 def test_admin_needs_the_token_and_the_higher_seq_wins(server, wait):

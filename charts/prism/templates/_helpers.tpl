@@ -12,6 +12,17 @@
 {{- include "prism.fullname" . }}-operator
 {{- end -}}
 
+{{/* Name of an object outside all namespaces. Takes (list . "operator"). The namespace is in it, for a release of this
+name may be in another one too; a dot, which no namespace has, keeps two pairs apart. Past 63 characters a hash does. */}}
+{{- define "prism.clusterName" -}}
+{{- $root := index . 0 -}}
+{{- $name := printf "%s-%s.%s" (include "prism.fullname" $root) (index . 1) $root.Release.Namespace -}}
+{{- if gt (len $name) 63 -}}
+{{- $name = printf "%s-%s" ($name | trunc 54 | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
 {{- define "prism.serviceAccountName" -}}
 {{- .Values.serviceAccount.name | default (include "prism.operatorName" .) -}}
 {{- end -}}

@@ -6,6 +6,7 @@ model's code does, not a list of model names, so new architectures of the plain 
 and all others are refused by name with the reason.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "require_supported",
 ]
 
+_log = logging.getLogger(__name__)
 _DECODER_LAYER = re.compile(r"^(.*\blayers)\.(\d+)\.")
 _MODEL_CODE_ERRORS = (TypeError, AttributeError, ValueError, RuntimeError, IndexError, KeyError)
 
@@ -131,7 +133,8 @@ def _refactoring_obstacle(
     try:
         noted, why = _traced(model, layers)
     except _MODEL_CODE_ERRORS as error:
-        return None, f"its code does not run without weights ({type(error).__name__}: {error})"
+        what = f"{type(error).__name__}: {error}"
+        return None, f"its code asks for values and cannot be followed without weights ({what})"
     return noted, why or _calls_obstacle(noted, [module for _, module in modules])
 
 
@@ -141,7 +144,8 @@ def _traced(model: Any, layers: Any) -> tuple[Trace, str | None]:
         return trace_layers(model, layers, NOTED)
     except _MODEL_CODE_ERRORS as error:
         noted, obstacle = trace_layers(model, layers, "eager")
-        noted.failure = f"its attention needs a mask of its own ({type(error).__name__}: {error})"
+        noted.failure = "its attention needs a mask of its own, which the engine does not make"
+        _log.info("%s runs with its own masks only: %r", type(model).__name__, error)
         return noted, obstacle
 
 

@@ -187,10 +187,8 @@ class EngineServer:
             case protocol.Hello(version=version, session=session):
                 await self._hello(peer, version, session)
             case protocol.Ping(sent_s=sent_s):
-                began = self._worker.step_began_s if self._worker else 0.0
-                age = time.monotonic() - began if began else 0.0
-                pong = protocol.Pong(sent_s=sent_s, step_age_s=age)
-                await self._socket.send_multipart([peer, protocol.encode(pong)])
+                pong = protocol.encode(protocol.Pong(sent_s=sent_s))
+                await self._socket.send_multipart([peer, pong])
             case _:
                 if peer == self._peer:
                     self._command(message)

@@ -32,7 +32,7 @@ class StatsWindow:
     batch: int = 1
     mean_keys: int = 256
 
-    def record(self, plan: StepPlan, seconds: float, predicted_s: float) -> None:
+    def record(self, plan: StepPlan, seconds: float) -> None:
         """Add one computed step."""
         self.steps.append(StepRecord(phase=plan.phase, seconds=seconds, tokens=plan.rows))
         self.busy_s += seconds

@@ -60,7 +60,6 @@ class Worker:
     send: Send
     clock: Callable[[], float] = time.monotonic
     inbox: "queue.SimpleQueue[Command]" = field(default_factory=queue.SimpleQueue)
-    step_began_s: float = 0.0
     _draws: dict[str, random.Random] = field(default_factory=dict)
     _deadline_s: float | None = None
     _failures: int = 0
@@ -170,19 +169,15 @@ class Worker:
         if not plan.chunks:
             # Nothing fits although something waits: only possible if memory leaked.
             raise RuntimeError("the scheduler planned an empty step while requests wait")
-        self.step_began_s = began
         try:
             produced = self._compute(plan)
         except Exception as error:  # whatever the model raised: its requests get an answer
             self._step_failed(plan, error)
             return
-        finally:
-            self.step_began_s = 0.0
         self._failures = 0
         ended = self.clock()
-        shape = plan.shape()
-        window.record(plan, ended - began, self.scheduler.costs.step_s(shape))
-        self.scheduler.costs.observe(shape, ended - began)
+        window.record(plan, ended - began)
+        self.scheduler.costs.observe(plan.shape(), ended - began)
         self._emit(produced)
 
     def _compute(self, plan: StepPlan) -> list[tuple[Token, protocol.TokenLogprobs | None]]:

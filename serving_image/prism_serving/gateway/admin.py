@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 
 from prism_serving.control import ControlError, parse_bounds
 from prism_serving.gateway.client import EngineClient
-from prism_serving.gateway.errors import ApiError, bad_request, error_body, too_large
+from prism_serving.gateway.errors import ApiError, answer_errors, bad_request, too_large
 from prism_serving.gateway.schema import parse_json
 
 _MAX_BODY_BYTES = 4096
@@ -83,14 +83,7 @@ class Admin:
 def build_app(admin: Admin) -> FastAPI:
     """The application of the admin port."""
     app = FastAPI(title="Prism admin", docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(404)
-    async def unknown(request: Request, _: Exception) -> JSONResponse:
-        return JSONResponse(error_body(f"no {request.url.path}", "invalid_request_error"), 404)
+    answer_errors(app)
 
     @app.get(contract.PATH_LEVEL)
     async def get_level(request: Request) -> JSONResponse:

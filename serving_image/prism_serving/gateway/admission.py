@@ -23,7 +23,7 @@ from prism_serving.gateway.text import TemplateFailed, Text
 from prism_serving.protocol import Sampling
 
 DEFAULT_CHAT_TOKENS: Final = 4096  # max_tokens of a chat that names none, context permitting
-_ALIAS: Final = re.compile(r"(?P<name>.+)@(?P<level>\d{1,3})")
+_ALIAS: Final = re.compile(r"(?P<name>.+)@(?P<level>[0-9]{1,3})")
 
 
 def split_alias(model: str, served: str) -> int | None:
@@ -66,6 +66,7 @@ class Admission:
         return Ask(
             request=request_id,
             prompts=prompts,
+            prompt_chars=self._prompt_chars(request, prompts),
             choices=request.n,
             max_tokens=[self._max_tokens(request, len(p)) for p in prompts],
             sampling=_sampling(request),
@@ -130,6 +131,17 @@ class Admission:
         if prompt and isinstance(prompt[0], int):
             return [[token for token in prompt if isinstance(token, int)]]
         return [self.text.encode(p) if isinstance(p, str) else _ids(p) for p in prompt]
+
+    def _prompt_chars(
+        self, request: CompletionRequest | ChatRequest, prompts: list[list[int]]
+    ) -> list[int]:
+        """Where each prompt's completion starts, as OpenAI counts: after the prompt. 0 where no
+        offsets are asked for: decoding a long prompt is not free."""
+        if isinstance(request, ChatRequest) or request.logprobs is None:
+            return [0] * len(prompts)
+        given = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        texts = [p for p in given if isinstance(p, str)] or [self.text.spelled(p) for p in prompts]
+        return [len(text) for text in texts]
 
     def _checked(self, ids: list[int], field: str) -> list[int]:
         vocab = self.text.tokenizer.get_vocab_size()

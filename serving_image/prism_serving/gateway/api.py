@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from prism import contract
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from prism_serving import logs
 from prism_serving.gateway.admission import Admission, split_alias
-from prism_serving.gateway.errors import ApiError, bad_request, error_body, failed, too_large
+from prism_serving.gateway.errors import ApiError, answer_errors, too_large
 from prism_serving.gateway.generation import Generation, Piece
 from prism_serving.gateway.render import Renderer
 from prism_serving.gateway.schema import ChatRequest, CompletionRequest, parse
@@ -267,25 +265,7 @@ def build_app(api: Api) -> FastAPI:
     """The application of the API port."""
     app = FastAPI(title="Prism", docs_url=None, redoc_url=None, openapi_url=None)
     client, admission = api.admission.client, api.admission
-
-    @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(HTTPException)
-    async def unknown_route(request: Request, error: HTTPException) -> JSONResponse:
-        text = f"{request.method} {request.url.path}: {error.detail}"
-        body = error_body(text, "invalid_request_error")
-        return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return bad_request(str(error)).response()
-
-    @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> JSONResponse:
-        _log.error("request failed", exc_info=error)
-        return failed("internal error; the server's log has the reason").response()
+    answer_errors(app)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

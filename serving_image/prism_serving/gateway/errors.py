@@ -1,11 +1,20 @@
 """Errors as the OpenAI API words them.
 
 Knows: status, type and code of each kind of refusal. Must not know: when they are raised.
+
+One decision worth arguing about: both ports answer in this one shape, whoever refuses: we, the
+router (404, 405) or a defect. A client of either needs one way to read an error.
 """
 
+import logging
 from typing import Any
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+
+_log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -79,3 +88,26 @@ def unavailable(why: str, code: str, retry_after_s: int = 2) -> ApiError:
 def failed(why: str) -> ApiError:
     """500: the engine could not compute the request."""
     return ApiError(500, why, kind="server_error", code="engine_error")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Make `app` answer everything that goes wrong in it with an error of this module."""
+
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def unknown_route(request: Request, error: HTTPException) -> JSONResponse:
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        body = error_body(text, "invalid_request_error")
+        return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return bad_request(str(error)).response()
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        _log.error("request failed", exc_info=error)
+        return failed("internal error; the server's log has the reason").response()

@@ -28,6 +28,7 @@ class Ask:
 
     request: str
     prompts: list[list[int]]
+    prompt_chars: list[int]  # per prompt: where its choices start, for their offsets
     choices: int
     max_tokens: list[int]  # per prompt
     sampling: Sampling
@@ -82,6 +83,7 @@ class Piece:
     choice: int
     text: str
     tokens: list[int]
+    offsets: list[int]  # of the tokens, in characters from the start of the prompt
     logprobs: list[TokenLogprobs] | None
     finish: str | None
 
@@ -112,7 +114,18 @@ class Usage:
 class _Choice:
     decoder: Decoder
     stops: StopFinder
+    chars: int  # of the prompt and of all that was decoded, a stop string included
     finish: str | None = None
+
+    def decode(self, tokens: list[int]) -> tuple[str, list[int]]:
+        """Text that these tokens complete, and where each begins. Tokens that share a character
+        begin where it does; a special token has no text and no width."""
+        pieces, offsets = [], []
+        for token in tokens:
+            offsets.append(self.chars)
+            pieces.append(self.decoder.feed([token]))
+            self.chars += len(pieces[-1])
+        return "".join(pieces), offsets
 
 
 @dataclass(slots=True)
@@ -136,7 +149,8 @@ class Generation:
         """Hand the sequences to the engine."""
         for index, sequence in enumerate(self.ask.sequences()):
             decoder = self.text.decoder(sequence.prompt)
-            self._choices.append(_Choice(decoder, StopFinder(self.ask.stops)))
+            start = self.ask.prompt_chars[index // self.ask.choices]
+            self._choices.append(_Choice(decoder, StopFinder(self.ask.stops), start))
             self._open[sequence.request] = index
             self.client.submit(sequence, lambda d: self._queue.put_nowait((time.monotonic(), d)))
 
@@ -185,7 +199,8 @@ class Generation:
 
     def _piece(self, index: int, delta: Delta) -> Piece:
         choice = self._choices[index]
-        text = choice.stops.feed(choice.decoder.feed(delta.tokens))
+        decoded, offsets = choice.decode(delta.tokens)
+        text = choice.stops.feed(decoded)
         finish = delta.finish
         if choice.stops.found:
             finish = "stop"
@@ -197,4 +212,4 @@ class Generation:
         if finish is not None:
             choice.finish = finish
             del self._open[delta.request]
-        return Piece(index, text, delta.tokens, delta.logprobs, finish)
+        return Piece(index, text, delta.tokens, offsets, delta.logprobs, finish)

@@ -37,7 +37,7 @@ class Renderer:
 
     def chunk(self, piece: Piece) -> Json:
         """One streamed piece."""
-        logprobs = self._logprobs(piece.tokens, piece.logprobs)
+        logprobs = self._logprobs([piece])
         choice: Json = {"index": piece.choice, "logprobs": logprobs, "finish_reason": piece.finish}
         if self.chat:
             choice["delta"] = {"content": piece.text} if piece.text else {}
@@ -55,11 +55,9 @@ class Renderer:
         for index in range(choices):
             mine = [p for p in pieces if p.choice == index]
             text = "".join(p.text for p in mine)
-            tokens = [t for p in mine for t in p.tokens]
-            asked = [lp for p in mine for lp in p.logprobs or []]
             choice: Json = {
                 "index": index,
-                "logprobs": self._logprobs(tokens, asked or None),
+                "logprobs": self._logprobs(mine),
                 "finish_reason": next(p.finish for p in reversed(mine) if p.finish),
             }
             if self.chat:
@@ -83,17 +81,18 @@ class Renderer:
         nothing_yet = {"usage": None} if self.include_usage else {}
         return {**base, "choices": choices, **nothing_yet}
 
-    def _logprobs(self, tokens: list[int], values: Sequence[TokenLogprobs] | None) -> Json | None:
-        if values is None:
+    def _logprobs(self, pieces: Sequence[Piece]) -> Json | None:
+        given = [p for p in pieces if p.logprobs is not None]
+        if not given:
             return None
-        rows = list(zip(tokens, values, strict=True))
+        rows = [row for p in given for row in zip(p.tokens, p.logprobs or (), strict=True)]
         if self.chat:
             return {"content": [self._chat_logprob(t, v) for t, v in rows]}
         return {
             "tokens": [self.text.token_text(t) for t, _ in rows],
             "token_logprobs": [v.chosen for _, v in rows],
             "top_logprobs": [{self.text.token_text(t): lp for t, lp in v.top} for _, v in rows],
-            "text_offset": [],
+            "text_offset": [offset for p in given for offset in p.offsets],
         }
 
     def _chat_logprob(self, token: int, value: TokenLogprobs) -> Json:

@@ -59,10 +59,14 @@ class Text:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.template is None).ids
         return ids
 
+    def spelled(self, tokens: list[int]) -> str:
+        """Text of these tokens, special ones spelled out."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
+
     def token_text(self, token: int) -> str:
         """One token on its own, special tokens spelled out."""
-        text: str = self.tokenizer.decode([token], skip_special_tokens=False)
-        return text
+        return self.spelled([token])
 
     def decoder(self, prompt: list[int]) -> "Decoder":
         """An incremental decoder for what follows `prompt`."""
