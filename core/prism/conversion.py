@@ -9,9 +9,11 @@ transformers loads is found in its files; a rule we cannot follow is refused by 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from prism.checkpoint import CheckpointError, TensorEntry
+
+_FLOATS: Final = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ def _of_expert(
     parameter: str, expert: int, names: list[str], experts: int, entries: Mapping[str, TensorEntry]
 ) -> View:
     """One pattern's tensor of an expert: its own, or its part of one that holds all experts."""
+    if (dtype := entries[names[0]].dtype) not in _FLOATS:
+        raise UnknownRule(f"{names[0]}: experts stored as {dtype}; use the original weights")
     if len(names) == experts > 1:
         return View.whole(names[expert], entries[names[expert]])
     whole = View.whole(names[0], entries[names[0]])

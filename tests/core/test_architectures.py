@@ -60,6 +60,7 @@ def test_other_gates_and_layouts_are_supported() -> None:
         ("Olmoe", {"quantization_config": {"quant_method": "fp8"}}, "already quantised"),
         ("Mixtral", {"quantization_config": {"quant_method": "awq"}}, "already quantised"),
         ("Qwen3Moe", {"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
+        ("Gemma4", {"text_config": {"quantization_config": {}}}, "already quantised"),
         ("T5", {}, "encoder-decoder"),
         ("ViT", {}, "builds no causal language model"),
     ],

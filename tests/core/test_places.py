@@ -187,6 +187,15 @@ def test_rules_that_cannot_be_followed_are_refused_by_name(
         places.expert_blocks(model, find_expert_modules(model), entries)
 
 
+def test_experts_in_eight_bits_are_refused(tmp_path: Path) -> None:
+    shapes = {f"{LAYER}.gate_up_proj": (E, 2 * I, H), f"{LAYER}.down_proj": (E, H, I)}
+    tensors = {name: torch.zeros(shape).to(torch.float8_e4m3fn) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = meta_model()
+    with pytest.raises(conversion.UnknownRule, match=r"down_proj: experts stored as F8_E4M3"):
+        places.expert_blocks(model, find_expert_modules(model), open_checkpoint(tmp_path))
+
+
 def test_a_missing_expert_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rules, shapes = FILES["per expert"]
     entries = write(tmp_path, {n: s for n, s in shapes.items() if ".3.b." not in n})

@@ -102,7 +102,8 @@ def _built(config: Any) -> tuple[Any | None, str | None]:
     """(model on the meta device, or None and why there is none)."""
     from transformers import AutoModelForCausalLM
 
-    if getattr(config, "quantization_config", None) is not None:
+    parts = (config, config.get_text_config())  # a multimodal config may quantise its text alone
+    if any(getattr(part, "quantization_config", None) is not None for part in parts):
         return None, "the checkpoint is already quantised; use the original weights"
     if getattr(config, "is_encoder_decoder", False):
         return None, "encoder-decoder models are not served"
