@@ -22,7 +22,9 @@ def module(name: str, *, device: str = "cpu", **more: Any) -> Any:
         configs, f"{prefix}Config"
     )
     sizes = {"hidden_size": H, "intermediate_size": WIDTH, "moe_intermediate_size": WIDTH}
-    counts = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), E)
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4}
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    counts = dict.fromkeys(names, E)
     known = set(config_class().to_dict()) | set(config_class.attribute_map)
     config = config_class(**{k: v for k, v in (sizes | counts | more).items() if k in known})
     config._experts_implementation = "eager"
@@ -42,17 +44,18 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(T, H, generator=g) * 3, index, torch.rand(T, K, generator=g)
 
 
-def computed(experts: Any, n: int = 4) -> Tensor:
+def computed(experts: Any, kernel: str = "reference") -> Tensor:
     x, index, weights = batch()
     held = expert_weights(experts)
-    kernel, packed = pack(held, n, "reference")
-    out = kernel.forward(packed, x, index, weights, None)
+    chosen, packed = pack(held, 4, kernel)
+    out = chosen.forward(packed, x, index, weights, None)
     if held.down_bias is not None:
         add_down_bias(out, index, weights, held.down_bias)
     return out
 
 
 LAYOUTS = [
+    ("aria.Aria", {}, SWIGLU),  # transposed
     ("olmoe.Olmoe", {}, SWIGLU),
     ("olmoe.Olmoe", {"hidden_act": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh(gate) · up"),
     ("gpt_oss.GptOss", {}, "the gate of GptOssExperts"),  # interleaved, transposed, biased
@@ -70,6 +73,12 @@ def test_normal_form_computes_what_the_module_computes(
     assert expert_weights(experts).activation == activation
     x, index, weights = batch()
     torch.testing.assert_close(computed(experts), experts(x, index, weights), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["olmoe.Olmoe", "aria.Aria"])
+def test_fast_kernels_take_plain_experts_of_any_layout(name: str) -> None:
+    experts = module(name)
+    torch.testing.assert_close(computed(experts, "cpu"), computed(experts), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["olmoe.Olmoe", "gpt_oss.GptOss", "nemotron_h.NemotronH"])

@@ -39,6 +39,12 @@ for dtype, limit in tolerance.items():
             found = kernel.forward(packed, x, index, weights, state)
             error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
             assert error < limit, (dtype, tokens, error)
+turned = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in (gate_up, down))
+own = kernel.pack(ExpertWeights.swiglu(gate_up, down), n)
+copy = kernel.pack(ExpertWeights.swiglu(*turned), n)  # as transposed experts lie in memory
+assert (own.owns_copy, copy.owns_copy) == (False, True)
+assert own.gate_up.data_ptr() == gate_up.data_ptr()
+assert torch.equal(own.gate_up, copy.gate_up) and torch.equal(own.down, copy.down)
 fake = torch.empty(3, 64, device="meta")
 ids = torch.empty(3, 2, dtype=torch.long, device="meta")
 state = torch.empty(3, 2, 4, dtype=torch.uint8, device="meta")
