@@ -195,9 +195,15 @@ def _read_config(path: Path) -> Any:
 
 def _require_supported(config: Any) -> Examined:
     try:
-        return require_supported(config)
+        examined = require_supported(config)
     except UnsupportedModel as error:
         raise RefactorError(Reason.UNSUPPORTED_ARCHITECTURE, f"{error}.") from error
+    if examined.serve_obstacle is not None:
+        _log.warning(
+            "%s can be refactored and measured, but `prism serve` will refuse it: %s",
+            *(examined.architecture, examined.serve_obstacle),
+        )
+    return examined
 
 
 def _require_indexed(path: Path, entries: dict[str, TensorEntry]) -> None:

@@ -194,3 +194,12 @@ def test_waiting_for_a_directory_ends(tmp_path: Path) -> None:
     with pytest.raises(RefactorError) as caught:
         open_source(str(tmp_path / "never"), wait_s=1)
     assert caught.value.reason == Reason.SOURCE_NOT_FOUND
+
+
+def test_what_cannot_be_served_is_said_before_the_work(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    edit_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})(path)
+    assert open_source(str(path)).layers
+    assert "`prism serve` will refuse it: rope type 'dynamic'" in caplog.text
