@@ -183,8 +183,8 @@ def test_sub_experts_must_divide_the_expert(checkpoint: Path, sub_experts: int) 
 
 
 def test_directory_that_comes_late_is_waited_for(checkpoint: Path, tmp_path: Path) -> None:
-    late = tmp_path / "late"
-    timer = threading.Timer(0.3, lambda: checkpoint.rename(late))
+    late, here = tmp_path / "late", Path(shutil.copytree(checkpoint, tmp_path / "here"))
+    timer = threading.Timer(0.3, lambda: here.rename(late))
     timer.start()
     assert open_source(str(late), wait_s=20).path == late
     timer.join()
