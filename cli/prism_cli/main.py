@@ -19,6 +19,7 @@ _Given = TypeVar("_Given")
 # command -> (module with add_arguments(parser) and run(arguments) -> int, help)
 _COMMANDS: Final = {
     "refactor": ("prism_cli.refactor", "cut a checkpoint's experts into sub-experts"),
+    "plan": ("prism_cli.plan", "say what refactoring a checkpoint would need"),
     "eval": ("prism_cli.evaluate", "measure the quality of an artifact at given levels"),
     "architectures": ("prism_cli.architectures", "list what can be refactored and served"),
     "inspect": ("prism_cli.inspect", "print what an artifact offers, and verify it"),

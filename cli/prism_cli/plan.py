@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 
 from prism.contract import DEFAULT_SUB_EXPERTS, SUB_EXPERT_CHOICES, ExitCode
 
@@ -29,20 +28,13 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from prism_refactor import machine, resources, speed
     from prism_refactor.errors import RefactorError
-    from prism_refactor.options import Options
     from prism_refactor.source import open_source
 
     torch.set_num_threads(machine.cores())
-    options = Options(
-        arguments.source,
-        Path(os.devnull),
-        sub_experts=arguments.sub_experts,
-        tokens=arguments.tokens,
-    )
     try:
         checkpoint = open_source(arguments.source)
         dtype = machine.compute_dtype(checkpoint)
-        needs = resources.Needs.of(checkpoint, options, dtype)
+        needs = resources.Needs.of(checkpoint, arguments.tokens, arguments.sub_experts, dtype)
     except RefactorError as error:
         print(f"prism plan: {error.reason}: {error.message}", file=sys.stderr)
         return error.exit_code

@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='JSON lines of {"text": ...} or plain text; default: pydoc\'s topics',
     )
     parser.add_argument(
-        "--sub-experts", type=int, choices=SUB_EXPERT_CHOICES, default=DEFAULT_SUB_EXPERTS
+        "--sub-experts",
+        type=_sub_experts,
+        default=DEFAULT_SUB_EXPERTS,
+        metavar="N",
+        help=f"{', '.join(map(str, SUB_EXPERT_CHOICES))}, or auto: the best by a trial "
+        "(default: %(default)s)",
     )
     parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument(
@@ -76,6 +81,15 @@ def tokens(text: str) -> int:
     if value < MIN_CALIBRATION_TOKENS:
         raise argparse.ArgumentTypeError(f"{value} is less than {MIN_CALIBRATION_TOKENS}")
     return value
+
+
+def _sub_experts(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) not in SUB_EXPERT_CHOICES:
+        choices = ", ".join(map(str, SUB_EXPERT_CHOICES))
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {choices} or auto")
+    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

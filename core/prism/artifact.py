@@ -58,7 +58,7 @@ class LayerTensors:
     router_weight: "Tensor"  # [E, N, H] fp32
     router_bias: "Tensor"  # [E, N] fp32
     means: "Tensor"  # [n_knots, E, N, H] fp32: mean output of a dropped sub-expert
-    scalars: "Tensor"  # [n_knots, E] fp32
+    scalars: "Tensor"  # [n_knots, E, N + 1] fp32, by the number of sub-experts a token keeps
     usage: "Tensor"  # [E] fp32: share of calibration tokens routed to each expert
 
 
@@ -131,7 +131,7 @@ def _tensor_problems(path: Path, m: Manifest) -> list[str]:
             expected[f"{layer}.{i}.gate_proj.slice_router.weight"] = (n, hidden)
             expected[f"{layer}.{i}.gate_proj.slice_router.bias"] = (n,)
         expected[f"{layer}.means"] = (knots, e, n, hidden)
-        expected[f"{layer}.scalars"] = (knots, e)
+        expected[f"{layer}.scalars"] = (knots, e, n + 1)
         expected[f"{layer}.usage"] = (e,)
     problems = []
     for name, shape in expected.items():

@@ -110,27 +110,42 @@ class SelectionStats:
 class BatchContext:
     """What one forward pass needs beside its hidden states.
 
-    levels: int32 [T], 10–100, in the order of the flattened tokens; None: level 100 everywhere.
+    levels: int32 [T], 10–100, in the order of the flattened tokens; an int: that level for every
+    token, however many there are; None: level 100 everywhere.
     groups: int64 [T], 0 to T - 1: tokens of one number are one decode batch, in which a token also
     computes what its neighbours make the batch read; a token alone with its number (a prompt's)
     neither gives nor takes. None: nobody rides along. ride_along=False: groups are for counting.
     """
 
-    levels: Tensor | None = None
+    levels: Tensor | int | None = None
     stats: SelectionStats | None = None
     groups: Tensor | None = None
     ride_along: bool = True
     full: bool = field(init=False)  # every token at 100; known once, not once per layer
-    rows: Tensor | None = field(init=False)  # int64 [T]: the levels as row numbers of the tables
+    rows: Tensor | None = field(init=False)  # int64 [T]: levels given one by one, for the tables
 
     def __post_init__(self) -> None:
-        lowest = MAX_LEVEL if self.levels is None else int(self.levels.min().item())
-        if lowest < MIN_LEVEL or (self.levels is not None and int(self.levels.max()) > MAX_LEVEL):
+        levels = self.levels
+        if isinstance(levels, Tensor):
+            lowest, highest = int(levels.min().item()), int(levels.max())
+        else:
+            lowest = highest = MAX_LEVEL if levels is None else levels
+        if lowest < MIN_LEVEL or highest > MAX_LEVEL:
             raise ValueError(f"a level of the batch is outside {MIN_LEVEL}-{MAX_LEVEL}")
         if self.groups is not None:
-            _check_groups(self.groups, self.levels)
+            _check_groups(self.groups, levels)
+        rows = levels.long() if isinstance(levels, Tensor) else None
         object.__setattr__(self, "full", lowest == MAX_LEVEL)
-        object.__setattr__(self, "rows", None if self.levels is None else self.levels.long())
+        object.__setattr__(self, "rows", rows)
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """Levels of the tokens x [T, H] as row numbers; ValueError where their numbers differ."""
+        if self.rows is None:
+            level = self.levels if isinstance(self.levels, int) else MAX_LEVEL
+            return torch.full((len(x),), level, dtype=torch.int64, device=x.device)
+        if len(self.rows) != len(x):
+            raise ValueError(f"{len(self.rows)} levels for a batch of {len(x)} tokens")
+        return self.rows
 
     @classmethod
     def of(
@@ -148,9 +163,9 @@ class BatchContext:
         return cls(levels_there, stats, numbers, ride_along)
 
 
-def _check_groups(groups: Tensor, levels: Tensor | None) -> None:
+def _check_groups(groups: Tensor, levels: Tensor | int | None) -> None:
     tokens = len(groups)
-    if levels is not None and len(levels) != tokens:
+    if isinstance(levels, Tensor) and len(levels) != tokens:
         raise ValueError(f"{tokens} groups for {len(levels)} levels")
     if groups.dtype != torch.int64 or int(groups.min()) < 0 or int(groups.max()) >= tokens:
         raise ValueError(f"groups must be int64 from 0 to {tokens - 1}, one for each token")

@@ -47,7 +47,7 @@ class LayerData:
     means: Tensor  # [n_knots, E, N, H] fp32
     log_theta: Tensor  # [101] fp32; minus infinity at 100
     knot: Tensor  # [101] int64: whose means serve a level; at 100 nothing is dropped, so any
-    scalars: Tensor  # [101, E + 1] fp32; ones at 100 and for the sentinel expert E
+    scalars: Tensor  # [101, E + 1, N + 1] fp32, by the slices kept; ones at 100 and for expert E
     down_bias: Tensor | None = None  # [E, H]
 
 
@@ -109,7 +109,8 @@ def _tables(
         level_rules.log_theta_at(knots, max(i, MIN_LEVEL))[index] for i in range(MAX_LEVEL + 1)
     ]
     knot = torch.tensor([level_rules.nearest_knot(knots, i) for i in range(MAX_LEVEL + 1)])
-    scalars = torch.ones(MAX_LEVEL + 1, tensors.scalars.shape[1] + 1)
+    _, experts, counts = tensors.scalars.shape
+    scalars = torch.ones(MAX_LEVEL + 1, experts + 1, counts)
     scalars[:MAX_LEVEL, :-1] = tensors.scalars[knot[:MAX_LEVEL]]
     return LayerData(
         layer=index,
@@ -150,14 +151,11 @@ def _reduced(
     data: LayerData, context: BatchContext, x: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
     """fp32 [T, H] of a batch in which at least one token is below level 100."""
-    rows = context.rows
-    assert rows is not None  # a context without levels is full
-    if rows.shape[0] != x.shape[0]:
-        raise ValueError(f"{rows.shape[0]} levels for a batch of {x.shape[0]} tokens")
+    rows = context.rows_of(x)
     # index_select and gather, not indexing: at decode sizes the cost is that of calling torch.
     theta, knot = data.log_theta.index_select(0, rows), data.knot.index_select(0, rows)
     state = data.kernel.select(x, index, weights, data.router_weight, data.router_bias, theta)
-    scalars = data.scalars.index_select(0, rows).gather(1, index)
+    scalars = _scalars(data, rows, index, state)
     if context.groups is not None and context.ride_along:
         state = selection.ride_along(state, index, context.groups, data.packed.experts)
         scalars = selection.faded(scalars, state)
@@ -165,6 +163,15 @@ def _reduced(
     out = data.kernel.forward(data.packed, x, index, weights * scalars, state)
     data.kernel.compensate(out, index, weights, state, data.means, knot)
     return out
+
+
+def _scalars(data: LayerData, rows: Tensor, index: Tensor, own: Tensor) -> Tensor:
+    """The scalar [T, K] of each (token, slot), by level, expert and number of slices selected."""
+    _, experts, counts = data.scalars.shape
+    place = (
+        rows.unsqueeze(1).mul(experts).add(index).mul(counts).add(own.sum(-1, dtype=torch.int64))
+    )
+    return data.scalars.view(-1).take(place)
 
 
 def _count(context: BatchContext, data: LayerData, index: Tensor, state: Tensor | None) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 from prism.contract import MAX_LEVEL, MIN_LEVEL, SUB_EXPERT_CHOICES
 
 SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # fields that came later have defaults
 MAX_KNOTS = 6
 
 
@@ -113,9 +112,9 @@ class Manifest:
         except ValueError as error:
             raise ArtifactError(f"{path}: not valid JSON ({error}); refactor again") from error
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version not in READABLE_VERSIONS:
+        if version != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{path}: schema_version is {version!r}, this Prism reads {READABLE_VERSIONS}; "
+                f"{path}: schema_version is {version!r}, this Prism reads {SCHEMA_VERSION}; "
                 "refactor again or use the Prism that wrote it"
             )
         problems: list[str] = []

@@ -1,5 +1,5 @@
 """What stands in for the sub-experts a token drops: their mean, conditioned on being dropped, and
-one least-squares scalar per expert on what was kept.
+a least-squares scalar on what was kept, one for each expert and number of slices kept.
 
 Knows one expert at a time. Plain means make things worse (a dropped slice is no average slice), so
 only tokens that really drop a slice enter its mean. The mean output is ``D_n`` times the mean
@@ -23,13 +23,14 @@ class Compensation:
     """Fitted stand-ins of one expert."""
 
     means: Tensor  # [N, H] fp32
-    scalar: float
+    scalars: Tensor  # [N + 1] fp32, by the number of slices that a token keeps
 
 
 def compensate(expert: Expert, activations: Tensor, kept: Tensor, gate: Tensor) -> Compensation:
     """Fit on activations [t, I] with ``kept`` [t, N] bool and router weights ``gate`` [t].
 
-    scalar = argmin_a sum_t g_t^2 || full_t - a * kept_t - means of dropped ||^2
+    scalars[m] = argmin_a sum_t g_t^2 || full_t - a * kept_t - means of dropped ||^2 over the tokens
+    that keep m slices, shrunk to the argmin over all tokens by the weight of PRIOR_TOKENS tokens.
     """
     tokens, width = activations.shape
     slices = kept.shape[1]
@@ -42,10 +43,17 @@ def compensate(expert: Expert, activations: Tensor, kept: Tensor, gate: Tensor) 
     means = torch.bmm(mean_activation.unsqueeze(1), down).squeeze(1)  # [N, H]
     kept_output = expert.project((sliced * kept.unsqueeze(2)).view(tokens, width))
     dropped_output = expert.project((sliced * dropped.unsqueeze(2)).view(tokens, width))
-    squared_gate = gate.float().square()[:, None]
-    power = float((squared_gate * kept_output * kept_output).sum())
+    squared_gate = gate.float().square()
     missing = dropped_output - dropped @ means  # [t, H]
-    gain = float((squared_gate * missing * kept_output).sum())
-    if power == 0 or tokens < PRIOR_TOKENS:
-        return Compensation(means, 1.0)
-    return Compensation(means, min(max(1 + gain / power, SCALAR_RANGE[0]), SCALAR_RANGE[1]))
+    power = squared_gate * kept_output.square().sum(1)  # [t]
+    gain = squared_gate * (missing * kept_output).sum(1)
+    scalars = torch.ones(slices + 1)
+    if tokens < PRIOR_TOKENS or float(power.sum()) == 0:
+        return Compensation(means, scalars)
+    pooled = gain.sum() / power.sum()
+    prior = PRIOR_TOKENS * power.mean()
+    count = kept.sum(1)
+    by_count = torch.zeros(2, slices + 1).index_add_(1, count, torch.stack([gain, power]))
+    scalars += (by_count[0] + prior * pooled) / (by_count[1] + prior)
+    scalars[[0, slices]] = 1.0  # nothing to scale, and nothing to make up for
+    return Compensation(means, scalars.clamp(*SCALAR_RANGE))

@@ -70,7 +70,11 @@ def manifest_of(
         ),
         operating_points=(),
         batch_curves=batch_curves(knots, first.permutations.shape[1] // sub_experts),
-        methods=METHODS | {"tokens_asked": str(options.tokens)},
+        methods=METHODS
+        | {
+            "tokens_asked": str(options.tokens),
+            "sub_experts_asked": str(options.sub_experts or "auto"),
+        },
         block_digests=digests,
         block_tensors=block_templates(places, checkpoint.layers),
     )

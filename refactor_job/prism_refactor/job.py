@@ -18,7 +18,7 @@ from prism.contract import MAX_LEVEL
 from prism.places import Block as Places
 from prism.streaming import StreamedModel
 
-from prism_refactor import evaluate, finish, request, text, write
+from prism_refactor import evaluate, finish, granularity, request, text, write
 from prism_refactor.cut import Cutter
 from prism_refactor.layer_experts import expert_shape
 from prism_refactor.layers import LayerFiles
@@ -117,13 +117,14 @@ class _Run:
         self._texts = self._read(corpus, self._model.tokenizer)
         experts = self._model.experts(next(iter(self._model.moe)))
         _, self._hidden, self._width = expert_shape(experts)
-        require_divisible(self._checkpoint, self._options.sub_experts, self._width)
+        self._sub_experts = self._chosen_sub_experts()
+        require_divisible(self._checkpoint, self._sub_experts, self._width)
         self._places = write.blocks(self._checkpoint, self._model.model)
-        needs = Needs.of(self._checkpoint, self._options, self._dtype)
+        needs = Needs.of(self._checkpoint, self._options.tokens, self._sub_experts, self._dtype)
         require_resources(needs, self._folder)
         self._progress = self._progress_of(self._stages())
         workers = max(1, torch.get_num_threads())
-        cutter = Cutter(self._options.sub_experts, self._options.seed, workers)
+        cutter = Cutter(self._sub_experts, self._options.seed, workers)
         cut = CutPass(self._folder, self._layers, self._block, cutter)
         found = set(range(self._block.first, self._block.end))
         found -= set(self._layers.missing_cuts(range(self._count)))
@@ -149,6 +150,18 @@ class _Run:
         artifact = finish.write_prism_folder(self._folder, self._layers, manifest, ())
         points = self._evaluate(artifact)
         return finish.write_prism_folder(self._folder, self._layers, manifest, points)
+
+    def _chosen_sub_experts(self) -> int:
+        """What was asked for, or what a trial finds best; every shard finds the same."""
+        if self._options.sub_experts is not None:
+            return self._options.sub_experts
+        kept = self._folder.load("choice")
+        if kept is not None:
+            return int(kept["sub_experts"])
+        ids = self._texts.calibration.ids[:, :-1]
+        chosen = granularity.choose(self._model, ids, self._width, self._options.seed)
+        self._folder.save("choice", {"sub_experts": torch.tensor(chosen)})
+        return chosen
 
     def wait(self) -> None:
         """Until all shards have cut their layers."""
@@ -226,7 +239,7 @@ class _Run:
         vocabulary = int(model.model.get_output_embeddings().weight.shape[0])
         rows = evaluate.batch_sequences(WINDOW, vocabulary)
         found = evaluate.compare_streams(model.logits, ids, streams.hidden, streams.own, rows)
-        shape = self._options.sub_experts, self._hidden, self._width
+        shape = self._sub_experts, self._hidden, self._width
         return tuple(
             evaluate.operating_point(level, found[level], found[MAX_LEVEL], *shape)
             for level in EVALUATION_LEVELS

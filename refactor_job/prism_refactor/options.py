@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from prism.contract import DEFAULT_SUB_EXPERTS
+
 WINDOW: Final = 256  # tokens per calibration sequence
 CALIBRATION_TOKENS: Final = 40_960  # partition, sub-router, thresholds
 EVALUATION_TOKENS: Final = 12_288
@@ -40,7 +42,7 @@ class Options:
     source: str
     out: Path
     calibration: Path | None = None
-    sub_experts: int = 8
+    sub_experts: int | None = DEFAULT_SUB_EXPERTS  # None: tried on a few experts
     seed: int = 0
     tokens: int = CALIBRATION_TOKENS
     shard: tuple[int, int] = (0, 1)  # (index, count): this process cuts its part of the layers

@@ -28,7 +28,7 @@ class LayerKnot:
 
     log_theta: Tensor  # [] float64
     means: Tensor  # [E, N, H] fp32
-    scalars: Tensor  # [E] fp32
+    scalars: Tensor  # [E, N + 1] fp32, by the number of slices kept
     read: Tensor  # [B] float64, as in BatchShares
     dropped: Tensor
     computed: Tensor
@@ -61,7 +61,7 @@ class LayerReduction:
         selected = score > log_theta  # [T, K, N]
         experts, slices, hidden = cut.router_weight.shape
         means = torch.zeros(experts, slices, hidden)
-        scalars = torch.ones(experts)
+        scalars = torch.ones(experts, slices + 1)
         for number, tokens, slots in routed(index, experts):
             sample = spread(torch.arange(len(tokens)), COMPENSATION_TOKENS)
             tokens, slots = tokens[sample], slots[sample]
@@ -73,7 +73,7 @@ class LayerReduction:
                 weights[tokens, slots],
             )
             means[number] = fitted.means
-            scalars[number] = fitted.scalar
+            scalars[number] = fitted.scalars
         shares: BatchShares = batch_shares(selected, index, experts, self._sequence_length)
         theta = torch.tensor(log_theta, dtype=torch.float64)
         return LayerKnot(theta, means, scalars, shares.read, shares.dropped, shares.computed)
@@ -84,7 +84,8 @@ class LayerReduction:
         weights = weights.float()
         log_theta = knot.log_theta.float().expand(len(x)).contiguous()
         state = kernel.select(x, index, weights, cut.router_weight, cut.router_bias, log_theta)
-        out = kernel.forward(self._packed, x, index, weights * knot.scalars[index], state)
+        scalars = knot.scalars[index, state.sum(-1, dtype=torch.int64)]
+        out = kernel.forward(self._packed, x, index, weights * scalars, state)
         row = torch.zeros(len(x), dtype=torch.int64)
         kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
         if self._held.down_bias is not None:

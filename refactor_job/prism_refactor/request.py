@@ -45,14 +45,14 @@ def confirm(
     manifest = found.manifest
     asked = {
         "source files": files,
-        "sub-experts": options.sub_experts,
+        "sub-experts": str(options.sub_experts or "auto"),
         "seed": options.seed,
         "calibration text": calibration,
         "calibration tokens": str(options.tokens),
     }
     held = {
         "source files": manifest.source.files,
-        "sub-experts": manifest.sub_experts,
+        "sub-experts": manifest.methods.get("sub_experts_asked", str(manifest.sub_experts)),
         "seed": manifest.seed,
         "calibration text": manifest.calibration.digest,
         "calibration tokens": manifest.methods.get("tokens_asked"),

@@ -26,7 +26,6 @@ from prism_refactor.options import (
     KNOTS,
     SEARCH_PROPOSALS_PER_NEURON,
     SEARCH_TOKENS,
-    Options,
 )
 from prism_refactor.source import Checkpoint
 from prism_refactor.store import PartialFolder
@@ -64,9 +63,12 @@ class Needs:
     written_bytes: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, options: Options, dtype: torch.dtype) -> "Needs":
-        """Needs of refactoring ``checkpoint`` with ``options`` in ``dtype``."""
-        return needs_of(shape_of(checkpoint, dtype), options, checkpoint.size_bytes)
+    def of(
+        cls, checkpoint: Checkpoint, tokens: int, sub_experts: int, dtype: torch.dtype
+    ) -> "Needs":
+        """Needs of refactoring ``checkpoint`` on ``tokens`` tokens in ``dtype``."""
+        shape = shape_of(checkpoint, dtype)
+        return needs_of(shape, tokens, sub_experts, checkpoint.size_bytes)
 
 
 def shape_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Shape:
@@ -104,13 +106,13 @@ def shape_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Shape:
     )
 
 
-def needs_of(shape: Shape, options: Options, checkpoint_bytes: int) -> Needs:
+def needs_of(shape: Shape, tokens: int, sub_experts: int, checkpoint_bytes: int) -> Needs:
     """The sums behind ``prism plan``."""
-    tokens, held = options.tokens, EVALUATION_TOKENS
+    held = EVALUATION_TOKENS
     stream = tokens * shape.hidden * shape.item_bytes
     knots = len(KNOTS) * stream // KNOT_STRIDE
     levels = len(EVALUATION_LEVELS) * held * shape.hidden * shape.item_bytes
-    fitted = shape.moe_layers * shape.experts * options.sub_experts * shape.hidden * 4
+    fitted = shape.moe_layers * shape.experts * sub_experts * shape.hidden * 4
     fitted *= 1 + len(KNOTS)
     working = _ACTIVATIONS * max(tokens, held) * shape.hidden * max(shape.item_bytes, 4) // 2
     memory = (

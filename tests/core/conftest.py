@@ -82,7 +82,7 @@ def make_layers() -> list[artifact.LayerTensors]:
             router_weight=normal(EXPERTS, SUB_EXPERTS, HIDDEN, scale=0.1),
             router_bias=normal(EXPERTS, SUB_EXPERTS, scale=0.3),
             means=normal(2, EXPERTS, SUB_EXPERTS, HIDDEN, scale=0.5),
-            scalars=1 + normal(2, EXPERTS, scale=0.1).abs(),
+            scalars=1 + normal(2, EXPERTS, SUB_EXPERTS + 1, scale=0.1).abs(),
             usage=torch.full((EXPERTS,), 1 / EXPERTS),
         )
         for _ in LAYERS

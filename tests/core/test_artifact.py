@@ -55,7 +55,7 @@ def test_all_schema_problems_come_at_once(edit_manifest: Edit) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema_version", 3, "schema_version is 3, this Prism reads (1, 2)"),
+        ("schema_version", 3, "schema_version is 3, this Prism reads 2"),
         ("sub_experts", 5, "$.sub_experts: 5 is not one of"),
         ("layers", [], "$.layers: empty"),
         ("knots", [], "$.knots: 0 knots"),

@@ -75,7 +75,8 @@ def test_one_layer_follows_the_formula(model: Any, stock: Any, whole_artifact: P
             gate, up = (plain.gate_up_proj[e] @ x[t]).chunk(2)
             inner = (torch.nn.functional.silu(gate) * up).view(4, 12)
             down = plain.down_proj[e].view(32, 4, 12)
-            scalar = 1.0 if level == 100 else tensors.scalars[knot, e]
+            kept = int(state[t, k].sum())
+            scalar = 1.0 if level == 100 else tensors.scalars[knot, e, kept]
             for n in range(4):
                 part = (
                     scalar * (down[:, n] @ inner[n])
@@ -126,10 +127,17 @@ def test_levels_must_match_the_batch(model: Any) -> None:
         logits(model, BatchContext.of([50] * 7))
 
 
+def test_one_level_for_all_is_that_level_for_each(model: Any) -> None:
+    assert torch.equal(logits(model, BatchContext(50)), logits(model, BatchContext.of([50] * 24)))
+    assert BatchContext(100).full
+
+
 @pytest.mark.parametrize("level", [9, 101])
 def test_levels_out_of_range_are_refused(level: int) -> None:
     with pytest.raises(ValueError, match="outside 10-100"):
         BatchContext.of([50, level])
+    with pytest.raises(ValueError, match="outside 10-100"):
+        BatchContext(level)
 
 
 def test_bf16_stays_within_bf16_noise(whole_artifact: Path, stock: Any) -> None:

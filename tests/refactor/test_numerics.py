@@ -183,20 +183,34 @@ def test_compensation_matches_the_long_way(x: Tensor) -> None:
     means /= (dropped.sum(0) + PRIOR_TOKENS)[:, None]
     torch.testing.assert_close(found.means, means)
 
-    def error(scalar: float) -> float:
-        out = scalar * (y * kept[..., None]).sum(1) + dropped.float() @ means
-        return float((gate[:, None] ** 2 * (y.sum(1) - out) ** 2).sum())
+    for count in range(1, N):
+        mine = kept.sum(1) == count
+        power = gate[mine] ** 2 * (y * kept[..., None]).sum(1)[mine].square().sum(1)
+        missing = y.sum(1) - dropped.float() @ means - (y * kept[..., None]).sum(1)
+        gain = gate[mine] ** 2 * (missing * (y * kept[..., None]).sum(1))[mine].sum(1)
+        alone = 1 + float(gain.sum() / power.sum())
+        assert abs(float(found.scalars[count]) - alone) < 0.1  # shrunk a little to the others
 
-    assert error(found.scalar) < min(error(found.scalar - 0.01), error(found.scalar + 0.01))
+
+def test_a_count_with_many_tokens_gets_its_own_scalar(x: Tensor) -> None:
+    expert = expert_of(Experts(), 2)
+    activations = expert.activate(x)
+    kept = torch.zeros(200, N, dtype=torch.bool)
+    kept[:100, 0], kept[100:, : N - 1] = True, True
+    found = compensate(expert, activations, kept, torch.ones(200)).scalars
+    assert abs(float(found[1] - found[N - 1])) > 0.004
+    assert found[0] == found[N] == 1.0
 
 
 def test_compensation_where_nothing_is_kept_or_dropped(x: Tensor) -> None:
     expert = expert_of(Experts(), 0)
     activations = expert.activate(x)
     nothing = torch.zeros(200, N, dtype=torch.bool)
-    assert compensate(expert, activations, nothing, torch.ones(200)).scalar == 1.0
+    assert torch.equal(
+        compensate(expert, activations, nothing, torch.ones(200)).scalars, torch.ones(N + 1)
+    )
     whole = compensate(expert, activations, ~nothing, torch.ones(200))
-    assert whole.scalar == 1.0
+    torch.testing.assert_close(whole.scalars, torch.ones(N + 1))
     assert not whole.means.any()
 
 

@@ -22,7 +22,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from prism.artifact import Calibration, Knot, LayerTensors, Manifest, Source, write_prism_folder
+from prism.artifact import (
+    SCHEMA_VERSION,
+    Calibration,
+    Knot,
+    LayerTensors,
+    Manifest,
+    Source,
+    write_prism_folder,
+)
 from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
 from prism.experts import find_expert_modules
 from prometheus_client.parser import text_string_to_metric_families
@@ -114,7 +122,11 @@ def prism_folder(path: Path, sub_experts: int = 8) -> Path:
         means = torch.zeros(knots, experts, sub_experts, hidden)
         layers.append(
             LayerTensors(
-                weight, bias, means, torch.ones(knots, experts), torch.full((experts,), 1 / experts)
+                weight,
+                bias,
+                means,
+                torch.ones(knots, experts, sub_experts + 1),
+                torch.full((experts,), 1 / experts),
             )
         )
     scores = _Scores(routers)
@@ -134,7 +146,7 @@ def prism_folder(path: Path, sub_experts: int = 8) -> Path:
     }
     config = model.config
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         source=Source(str(path), None, {f.name: file_digest(f) for f in path.glob("*.json")}),
         architecture=config.architectures[0],
         model_type=config.model_type,
