@@ -1,4 +1,4 @@
-"""`prism eval`: an artifact's quality on a given text at given levels, alone or as served."""
+"""`prism eval`: an artifact's quality at given levels, on text (alone or as served) or on tasks."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from prism.contract import ExitCode
 from prism.levels import parse_levels
 from prism_refactor.options import EVALUATION_TOKENS, MIN_EVALUATION_TOKENS
 
-from prism_cli.tables import points_table, served_table
+from prism_cli.tables import points_table, served_table, tasks_table
 
 if TYPE_CHECKING:
     from prism_refactor.served import ServedPoint
@@ -29,12 +29,15 @@ _FIELDS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `prism eval`."""
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument(
-        "--data",
+    measured_on = parser.add_mutually_exclusive_group(required=True)
+    measured_on.add_argument(
+        "--data", type=Path, metavar="FILE", help='JSON lines of {"text": ...} or plain text'
+    )
+    measured_on.add_argument(
+        "--tasks",
         type=Path,
-        required=True,
-        metavar="FILE",
-        help='JSON lines of {"text": ...} or plain text',
+        metavar="FILE_OR_DIR",
+        help="lm-eval tasks (.yaml), their data as files beside them",
     )
     parser.add_argument("--levels", type=_levels, default=(100, 75, 50, 25), metavar="100,75,…")
     parser.add_argument(
@@ -89,11 +92,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.batch and (arguments.ride_along or arguments.baselines):
         print("prism eval: --ride-along and --baselines need --batch", file=sys.stderr)
         return ExitCode.USAGE
+    if arguments.batch and arguments.tasks:
+        print("prism eval: --batch measures on --data, not on --tasks", file=sys.stderr)
+        return ExitCode.USAGE
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from prism_refactor.errors import RefactorError
 
     try:
-        print(_measured(arguments))
+        print(_on_tasks(arguments) if arguments.tasks else _on_text(arguments))
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        print("prism eval: --tasks needs lm-eval; install moe-prism[eval]", file=sys.stderr)
+        return ExitCode.USAGE
     except (ArtifactError, CheckpointError) as error:
         print(f"prism eval: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
@@ -104,7 +115,18 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _measured(arguments: argparse.Namespace) -> str:
+def _on_tasks(arguments: argparse.Namespace) -> str:
+    from prism_refactor.lm_harness import run_tasks
+
+    results = run_tasks(
+        arguments.directory, arguments.tasks, arguments.levels, dtype=arguments.dtype
+    )
+    if arguments.json:
+        return _json([asdict(result) for result in results])
+    return tasks_table(results)
+
+
+def _on_text(arguments: argparse.Namespace) -> str:
     """What there is to print. Imports here, because they load torch."""
     given = arguments.directory, arguments.data, arguments.levels
     how = {"tokens": arguments.tokens, "dtype": arguments.dtype}

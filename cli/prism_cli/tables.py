@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from prism.manifest import OperatingPoint
 
 if TYPE_CHECKING:  # it loads torch, and `prism inspect` must not
+    from prism_refactor.lm_harness import TaskResult
     from prism_refactor.served import ServedPoint
 
 _QUALITY: Final = ("perplexity", "loss %", "± (2 SE)", "KL", "top-1 %")
@@ -36,6 +37,22 @@ def served_table(points: "Iterable[ServedPoint]") -> str:
         for p in points
     ]
     return _aligned([_SERVED_HEADER, *rows])
+
+
+def tasks_table(results: "Iterable[TaskResult]") -> str:
+    """One line per metric of a task at a level."""
+    rows = [
+        (
+            r.task,
+            r.metric,
+            str(r.level),
+            f"{r.value:.4f}",
+            "" if r.se is None else f"{r.se:.4f}",
+            str(r.samples),
+        )
+        for r in results
+    ]
+    return _aligned([("task", "metric", "level", "value", "± (1 SE)", "samples"), *rows])
 
 
 def _percent(share: float) -> str:

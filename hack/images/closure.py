@@ -2,7 +2,8 @@
 
 Knows the installed metadata and the constraints file, nothing of images. Two users: the copy of
 installed packages into an image, and `python3 -m hack.images.closure`, which rewrites
-constraints.txt from the versions that the development environment has.
+constraints.txt from the versions that the development environment has, the eval extra included
+(`pip install -e .[dev,eval]`).
 
 Not pinned: torch's CUDA libraries and Triton. torch names their exact versions itself, and a build
 for another CUDA release (`--torch-index`) needs others.
@@ -19,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("refactor", "serving", "operator", "bench", "dev")
+EXTRAS = ("refactor", "serving", "operator", "eval", "bench", "dev")
 FOLLOWS_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 HEADER = """\
 # The versions that the tests ran with, of everything that the extras need; no index, no address.

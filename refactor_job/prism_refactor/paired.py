@@ -7,6 +7,7 @@ otherwise need gigabytes of logits for each run with the vocabularies of today.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,22 +33,39 @@ def compare(model: Any, ids: Tensor, full: Tensor, runs: Sequence[Tensor]) -> li
     parts: list[list[Sample]] = [[] for _ in range(1 + len(runs))]
     for start in range(0, len(ids), size):
         here = slice(start, start + size)
-        target = ids[here, 1:].reshape(-1, 1)
-        base = _log_probabilities(model, ids[here, :-1], full[here])
-        parts[0].append(_sample(base, base, target))
+        base = _Base.of(_log_probabilities(model, ids[here, :-1], full[here]), ids[here, 1:])
+        loss = base.loss(base.logs)
+        parts[0].append(Sample(loss, torch.zeros_like(loss), torch.ones_like(loss), 0, 0))
         for part, run in zip(parts[1:], runs, strict=True):
-            reduced = _log_probabilities(model, ids[here, :-1], run[here])
-            part.append(_sample(base, reduced, target))
+            part.append(base.sample(_log_probabilities(model, ids[here, :-1], run[here])))
     return [_joined(part) for part in parts]
 
 
-def _sample(base: Tensor, reduced: Tensor, target: Tensor) -> Sample:
-    loss = -reduced.gather(1, target).squeeze(1)
-    if reduced is base:
-        return Sample(loss, torch.zeros_like(loss), torch.ones_like(loss), 0, 0)
-    kl = (base.exp() * (base - reduced)).sum(-1)
-    agrees = (base.argmax(-1) == reduced.argmax(-1)).float()
-    return Sample(loss, kl, agrees, 0, 0)
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What every run is compared with, computed once: the vocabulary is passed over as seldom as
+    can be, for it costs more than a small model's layers."""
+
+    logs: Tensor  # [t, V] log-probabilities
+    probabilities: Tensor  # [t, V]
+    negative_entropy: Tensor  # [t]
+    best: Tensor  # [t]
+    target: Tensor  # [t, 1]
+
+    @classmethod
+    def of(cls, logs: Tensor, targets: Tensor) -> "_Base":
+        probabilities = logs.exp()
+        entropy = torch.linalg.vecdot(probabilities, logs)
+        return cls(logs, probabilities, entropy, logs.argmax(-1), targets.reshape(-1, 1))
+
+    def loss(self, logs: Tensor) -> Tensor:
+        return -logs.gather(1, self.target).squeeze(1)
+
+    def sample(self, logs: Tensor) -> Sample:
+        """KL(full || run) as the difference of two sums, and rounding can make it -1e-6."""
+        kl = self.negative_entropy - torch.linalg.vecdot(self.probabilities, logs)
+        agrees = (logs.argmax(-1) == self.best).float()
+        return Sample(self.loss(logs), kl, agrees, 0, 0)
 
 
 def _joined(parts: list[Sample]) -> Sample:

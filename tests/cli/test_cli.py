@@ -45,6 +45,7 @@ def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         ["eval", "x", "--data", "y", "--levels", "100,5"],
         ["eval", "x", "--data", "y", "--tokens", "-5"],
         ["eval", "x"],
+        ["eval", "x", "--data", "y", "--tasks", "z"],
         ["eval", "x", "--data", "y", "--batch", "3"],
         ["eval", "x", "--data", "y", "--batch", "8,many"],
     ],
@@ -146,6 +147,30 @@ def test_eval_prints_the_fields_that_stay(
 def test_what_needs_a_batch_says_so(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "d", "--data", "f.txt", flag]) == ExitCode.USAGE
     assert "need --batch" in capsys.readouterr().err
+
+
+def test_tasks_have_no_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "d", "--tasks", "t.yaml", "--batch", "8"]) == ExitCode.USAGE
+    assert "--batch measures on --data" in capsys.readouterr().err
+
+
+def test_tasks_without_lm_eval_name_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "prism_refactor.lm_harness", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [_NoHarness(), *sys.meta_path])
+    assert main(["eval", "d", "--tasks", "t.yaml"]) == ExitCode.USAGE
+    assert "moe-prism[eval]" in capsys.readouterr().err
+
+
+class _NoHarness:
+    """A machine without lm-eval, whether this one has it or not."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] == "lm_eval":
+            raise ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
 
 
 def test_eval_as_served_adds_fields(
