@@ -11,7 +11,7 @@ TAG ?=
 # Threads that wait must sleep: spinning OpenMP pools of several processes stall each other on few cores.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup check format test test-long demo demo-down bench images
+.PHONY: help setup check format test test-long demo demo-down bench bench-refactor images
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -53,3 +53,6 @@ bench: setup  ## every published figure that needs no cluster: quality, level sp
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/level_speed.py
 	$(BIN)/python bench/step_time.py
+
+bench-refactor: setup  ## quality against every baseline, alone and as served: [TOKENS=...] [CALIBRATION=... VALIDATION=...]
+	$(BIN)/python -m bench.refactor $(if $(TOKENS),--tokens $(TOKENS)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(VALIDATION),--validation $(VALIDATION))
