@@ -53,6 +53,7 @@ MEMORY_FILE: Final = "memory.json"  # the scaler's, beside them in the ConfigMap
 SLO_FILE: Final = "slo.json"  # {"ttft_ms", "itl_ms"}; null where there is no target
 TERMINATION_MESSAGE_PATH: Final = "/dev/termination-log"
 TERMINATION_MESSAGE_BYTES: Final = 4096
+ENV_JOB_INDEX: Final = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in an Indexed Job's pods
 
 # Environment of the serving pod.
 ENV_ADMIN_TOKEN_SHA256: Final = "PRISM_ADMIN_TOKEN_SHA256"

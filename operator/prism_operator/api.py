@@ -64,6 +64,7 @@ class Refactor:
     calibration_uri: str
     calibration_tokens: int | None
     max_loss_percent: int | None
+    parallelism: int
     resources: Json
     active_deadline_s: int
     backoff_limit: int
@@ -268,6 +269,7 @@ def _refactor(part: _Reader) -> Refactor:
         calibration_uri=calibration.text("uri"),
         calibration_tokens=calibration.number("tokens") if calibration.has("tokens") else None,
         max_loss_percent=gate.number("maxLossPercent") if gate.has("maxLossPercent") else None,
+        parallelism=part.number("parallelism", 1),
         resources=dict(part.sub("resources").data),
         active_deadline_s=part.number("activeDeadlineSeconds", 21600),
         backoff_limit=part.number("backoffLimit", 6),

@@ -36,14 +36,15 @@ def artifact_hash(model: Model) -> str:
 def job_hash(model: Model) -> str:
     """How the Job runs: a change of it gives a failed Job another try."""
     part = model.refactor
-    return names.digest(
-        {
-            "resources": part.resources,
-            "deadline": part.active_deadline_s,
-            "backoff": part.backoff_limit,
-            "secret": [model.source.secret_name, model.source.secret_key],
-        }
-    )
+    settings: Json = {
+        "resources": part.resources,
+        "deadline": part.active_deadline_s,
+        "backoff": part.backoff_limit,
+        "secret": [model.source.secret_name, model.source.secret_key],
+    }
+    if part.parallelism > 1:  # and not in the artifact's hash: its bytes are the same for any
+        settings["parallelism"] = part.parallelism
+    return names.digest(settings)
 
 
 def serving_hash(model: Model, artifact: str) -> str:
@@ -77,8 +78,10 @@ def claim(model: Model) -> Json:
 
 def job(model: Model, context: Context) -> Json:
     """The refactor Job. Created once and never re-applied: a Job's template cannot change."""
-    wanted = artifact_hash(model)
+    wanted, pods = artifact_hash(model), model.refactor.parallelism
+    shared: Json = {"completionMode": "Indexed", "completions": pods, "parallelism": pods}
     spec = {
+        **(shared if pods > 1 else {}),
         "backoffLimit": model.refactor.backoff_limit,
         "activeDeadlineSeconds": model.refactor.active_deadline_s,
         "podFailurePolicy": {

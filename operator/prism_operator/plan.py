@@ -17,8 +17,10 @@ from prism import contract
 
 from prism_operator import manifests, names
 from prism_operator.api import Json, Model
-from prism_operator.observe import JobView, Observed, Trouble
+from prism_operator.observe import Observed
+from prism_operator.pod_words import Trouble
 from prism_operator.pods import Context
+from prism_operator.refactor_jobs import JobView
 from prism_operator.scaler import law
 from prism_operator.scaler.model import CostModel, gate_floor
 from prism_operator.scaler.state import Decision, Limits, Memory, Pods, Signals

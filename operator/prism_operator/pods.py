@@ -69,6 +69,8 @@ def _job_container(model: Model, context: Context, artifact: str) -> Json:
         args += ["--calibration", f"{contract.CALIBRATION_DIR}/{text.path}"]
     if part.calibration_tokens:
         args += ["--tokens", str(part.calibration_tokens)]
+    if part.parallelism > 1:  # Kubernetes puts each pod's own index in the place of the name
+        args += ["--shard", f"$({contract.ENV_JOB_INDEX})/{part.parallelism}"]
     args += ["--source-uri", model.source.uri]
     args += ["--termination-message", contract.TERMINATION_MESSAGE_PATH]
     args += ["--metrics-port", str(contract.JOB_METRICS_PORT)]

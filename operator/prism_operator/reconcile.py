@@ -22,8 +22,9 @@ from prism_operator import api, manifests, names, plan, status
 from prism_operator.api import Json, Model
 from prism_operator.kube import Conflict, Gateway, KubeError, Refused
 from prism_operator.meters import Meters
-from prism_operator.observe import Observed, Trouble, observe
+from prism_operator.observe import Observed, observe
 from prism_operator.plan import Action, Apply, Create, Delete, Measured, Plan, Push
+from prism_operator.pod_words import Trouble
 from prism_operator.pods import Context
 from prism_operator.scaler.state import Change, Memory, memory_from_json
 from prism_operator.telemetry import Telemetry

@@ -14,8 +14,9 @@ from typing import Any, Final
 from prism_operator import conditions
 from prism_operator.api import Json, Model, selector
 from prism_operator.conditions import Condition
-from prism_operator.observe import Observed, Trouble
+from prism_operator.observe import Observed
 from prism_operator.plan import Measured, Plan, Report
+from prism_operator.pod_words import Trouble
 from prism_operator.scaler.state import Change
 
 QUIET_S: Final = 35.0

@@ -24,13 +24,17 @@ RESULT = {
 }
 
 
-def job_pod(cluster: FakeCluster, job: Json, status: Json, suffix: str = "x") -> None:
-    """A pod of the Job in this state."""
+def job_pod(
+    cluster: FakeCluster, job: Json, status: Json, suffix: str = "x", index: int | None = None
+) -> None:
+    """A pod of the Job in this state; with an index where the Job is an Indexed one."""
     name = f"{job['metadata']['name']}-{suffix}"
     labels = {
         **job["spec"]["template"]["metadata"]["labels"],
         "batch.kubernetes.io/job-name": job["metadata"]["name"],
     }
+    if index is not None:
+        labels["batch.kubernetes.io/job-completion-index"] = str(index)
     meta = {
         "name": name,
         "namespace": job["metadata"]["namespace"],

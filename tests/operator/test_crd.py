@@ -53,6 +53,11 @@ RULES: list[tuple[str, Json, str]] = [
      "cache.create.size must be a quantity such as 50Gi"),
     ("calibration", {"refactor": {"calibration": {"uri": "https://x/y"}}},
      "refactor.calibration.uri must be pvc://CLAIM/PATH"),
+    ("one pod may mount it", {"refactor": {"parallelism": 2}, "cache": {
+        "pvc": None, "create": {"size": "1Gi", "accessModes": ["ReadWriteOncePod"]}}},
+     "refactor.parallelism above 1 needs a claim that several pods can mount"),
+    ("no parallelism", {"refactor": {"parallelism": 0}}, "should be greater than or equal to 1"),
+    ("too parallel", {"refactor": {"parallelism": 65}}, "should be less than or equal to 64"),
     ("accelerator", {"serving": {"accelerator": {"resourceName": "gpu"}}},
      "must be an extended resource such as nvidia.com/gpu"),
     ("refactor requests", {"refactor": {"resources": {"requests": {"cpu": "two"}}}},
@@ -145,6 +150,7 @@ def test_the_claim_cannot_change(
         {"model": {"uri": "pvc://models"}},
         {"serving": {"accelerator": {"resourceName": "nvidia.com/mig-3g.40gb"}}},
         {"refactor": {"resources": {"limits": {"cpu": 2, "memory": "4Gi"}}}},
+        {"refactor": {"parallelism": 64}},
     ],
 )
 def test_good_objects_pass(apiserver: ApiServer, make_body: Make, change: Json) -> None:

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Json, Any, str]] = {
     "refactor.calibration.uri": ({}, "pvc://text/c4.jsonl", "job"),
     "refactor.calibration.tokens": ({}, 4096, "job"),
     "refactor.qualityGate.maxLossPercent": ({}, 1, "limits"),
+    "refactor.parallelism": ({}, 4, "job"),
     "refactor.resources.requests": ({}, {"cpu": "1"}, "job"),
     "refactor.resources.limits": ({}, {"memory": "2Gi"}, "job"),
     "refactor.activeDeadlineSeconds": ({}, 100, "job"),

@@ -48,6 +48,7 @@ def made(make_body: Make) -> Json:
         refactor={
             "calibration": {"uri": "pvc://text/c4.jsonl", "tokens": 4096},
             "resources": {"limits": {"memory": "2Gi"}},
+            "parallelism": 3,
         },
         serving={"accelerator": {"resourceName": "nvidia.com/gpu", "count": 2}},
     )
@@ -61,7 +62,7 @@ def test_the_job_says_what_the_command_line_understands(made: Json, context: Con
     assert container["args"] == [
         "refactor", "hf://a/b@v1", "--out", f"/cache/artifacts/{wanted}",
         "--sub-experts", "8", "--seed", "0", "--calibration", "/calibration/c4.jsonl",
-        "--tokens", "4096", "--source-uri", "hf://a/b",
+        "--tokens", "4096", "--shard", "$(JOB_COMPLETION_INDEX)/3", "--source-uri", "hf://a/b",
         "--termination-message", "/dev/termination-log", "--metrics-port", "9090",
     ]  # fmt: skip
     token = next(e for e in container["env"] if e["name"] == "HF_TOKEN")
@@ -69,6 +70,23 @@ def test_the_job_says_what_the_command_line_understands(made: Json, context: Con
     rules = job["spec"]["podFailurePolicy"]["rules"]
     assert rules[0]["onExitCodes"]["values"] == [2, 3] and rules[0]["action"] == "FailJob"
     assert job["metadata"]["name"] == f"rich-refactor-{wanted}"
+
+
+def test_parallelism_shares_the_job_and_leaves_the_artifact_as_it_is(
+    make_body: Make, context: Context
+) -> None:
+    one, four = (api.parse(make_body(refactor={"parallelism": n})) for n in (1, 4))
+    alone, shared = manifests.job(one, context), manifests.job(four, context)
+    assert alone == manifests.job(api.parse(make_body()), context)
+    assert not {"completionMode", "completions", "parallelism"} & set(alone["spec"])
+    spec = shared["spec"]
+    assert spec["completionMode"] == "Indexed"
+    assert (spec["completions"], spec["parallelism"]) == (4, 4)
+    args = spec["template"]["spec"]["containers"][0]["args"]
+    assert args[args.index("--shard") + 1] == "$(JOB_COMPLETION_INDEX)/4"
+    assert shared["metadata"]["name"] == alone["metadata"]["name"]
+    assert manifests.artifact_hash(one) == manifests.artifact_hash(four)
+    assert manifests.job_hash(one) != manifests.job_hash(four), "a failed Job gets another try"
 
 
 def test_one_claim_for_cache_source_and_text_is_one_volume(
