@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source_wait_s",
         help="wait this long for a directory SRC that another program puts in place",
     )
+    parser.add_argument(
+        "--servable",
+        action="store_true",
+        help="refuse a model that `prism serve` cannot serve, before any work",
+    )
     parser.add_argument("--termination-message", type=Path, metavar="FILE")
     parser.add_argument("--metrics-port", type=_port, metavar="PORT")
 
@@ -119,5 +124,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 _OPTION_NAMES = (
     *("source", "out", "calibration", "sub_experts", "seed", "tokens", "shard"),
-    *("source_uri", "source_wait_s", "termination_message", "metrics_port"),
+    *("source_uri", "source_wait_s", "servable", "termination_message", "metrics_port"),
 )

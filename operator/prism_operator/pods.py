@@ -71,7 +71,7 @@ def _job_container(model: Model, context: Context, artifact: str) -> Json:
         args += ["--tokens", str(part.calibration_tokens)]
     if part.parallelism > 1:  # Kubernetes puts each pod's own index in the place of the name
         args += ["--shard", f"$({contract.ENV_JOB_INDEX})/{part.parallelism}"]
-    args += ["--source-uri", model.source.uri]
+    args += ["--servable", "--source-uri", model.source.uri]
     args += ["--termination-message", contract.TERMINATION_MESSAGE_PATH]
     args += ["--metrics-port", str(contract.JOB_METRICS_PORT)]
     hub = "/".join(p for p in (contract.CACHE_DIR, cache.sub_path.strip("/"), "hub") if p)

@@ -70,7 +70,8 @@ def refactor(options: Options, progress_of: Stages) -> Artifact | None:
     """
     torch.manual_seed(options.seed)
     request.require_place(options)
-    checkpoint = open_source(options.source, options.source_uri, options.source_wait_s)
+    given = options.source, options.source_uri, options.source_wait_s
+    checkpoint = open_source(*given, servable=options.servable)
     corpus = text.read_corpus(options.calibration)
     files = checkpoint.digests()
     folder = PartialFolder(options.out)

@@ -72,16 +72,19 @@ class Checkpoint:
         return found
 
 
-def open_source(source: str, uri: str | None = None, wait_s: int = 0) -> Checkpoint:
+def open_source(
+    source: str, uri: str | None = None, wait_s: int = 0, *, servable: bool = False
+) -> Checkpoint:
     """Resolve and check; raises RefactorError with the reason and what to do.
 
     A directory may be put in place by another Job that was applied together with this one, so it is
-    waited for, up to ``wait_s`` seconds.
+    waited for, up to ``wait_s`` seconds. ``servable`` refuses what the serving part would refuse,
+    too; without it that is a warning.
     """
     _await_directory(source, wait_s)
     path, revision, found_uri = _locate(source)
     config = _read_config(path)
-    examined = _require_supported(config)
+    examined = _require_supported(config, servable)
     try:
         entries = open_checkpoint(path)
     except CheckpointError as error:
@@ -193,11 +196,17 @@ def _read_config(path: Path) -> Any:
         ) from error
 
 
-def _require_supported(config: Any) -> Examined:
+def _require_supported(config: Any, servable: bool) -> Examined:
     try:
         examined = require_supported(config)
     except UnsupportedModel as error:
         raise RefactorError(Reason.UNSUPPORTED_ARCHITECTURE, f"{error}.") from error
+    if examined.serve_obstacle is not None and servable:
+        raise RefactorError(
+            Reason.UNSUPPORTED_ARCHITECTURE,
+            f"{examined.architecture} could be refactored, but Prism's engine cannot serve it: "
+            f"{examined.serve_obstacle}.",
+        )
     if examined.serve_obstacle is not None:
         _log.warning(
             "%s can be refactored and measured, but `prism serve` will refuse it: %s",

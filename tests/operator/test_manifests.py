@@ -62,7 +62,8 @@ def test_the_job_says_what_the_command_line_understands(made: Json, context: Con
     assert container["args"] == [
         "refactor", "hf://a/b@v1", "--out", f"/cache/artifacts/{wanted}",
         "--sub-experts", "8", "--seed", "0", "--calibration", "/calibration/c4.jsonl",
-        "--tokens", "4096", "--shard", "$(JOB_COMPLETION_INDEX)/3", "--source-uri", "hf://a/b",
+        "--tokens", "4096", "--shard", "$(JOB_COMPLETION_INDEX)/3",
+        "--servable", "--source-uri", "hf://a/b",
         "--termination-message", "/dev/termination-log", "--metrics-port", "9090",
     ]  # fmt: skip
     token = next(e for e in container["env"] if e["name"] == "HF_TOKEN")

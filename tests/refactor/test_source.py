@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from prism.contract import ExitCode
+from prism_cli.main import main
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.source import open_source, require_divisible
 
@@ -196,10 +197,29 @@ def test_waiting_for_a_directory_ends(tmp_path: Path) -> None:
     assert caught.value.reason == Reason.SOURCE_NOT_FOUND
 
 
+UNSERVABLE = edit_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+
+
 def test_what_cannot_be_served_is_said_before_the_work(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
-    edit_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})(path)
+    UNSERVABLE(path)
     assert open_source(str(path)).layers
     assert "`prism serve` will refuse it: rope type 'dynamic'" in caplog.text
+
+
+def test_what_cannot_be_served_is_refused_where_it_is_to_be_served(
+    checkpoint: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    path, message = Path(shutil.copytree(checkpoint, tmp_path / "copy")), tmp_path / "message"
+    out = tmp_path / "out" / "artifact"
+    command = ["refactor", str(path), "--out", str(out), "--calibration", str(corpus_file)]
+    command += ["--sub-experts", "4", "--servable", "--termination-message", str(message)]
+    assert open_source(str(path), servable=True).layers
+    UNSERVABLE(path)
+    assert main(command) == ExitCode.BAD_INPUT
+    said = json.loads(message.read_text())
+    assert said["reason"] == Reason.UNSUPPORTED_ARCHITECTURE
+    assert "OlmoeForCausalLM" in said["message"] and "rope type 'dynamic'" in said["message"]
+    assert not out.parent.exists(), "nothing was begun"
