@@ -57,9 +57,9 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Refactor:
-    """Inputs of the refactor Job; ``calibration_tokens`` None leaves the choice to the job."""
+    """Inputs of the refactor Job; None leaves the choice of a number to the job."""
 
-    sub_experts: int
+    sub_experts: int | None
     seed: int
     calibration_uri: str
     calibration_tokens: int | None
@@ -185,6 +185,10 @@ class _Reader:
     def number(self, key: str, default: int | None = None) -> int:
         return int(self._get(key, int, default) or 0)
 
+    def number_or(self, word: str, key: str, default: int) -> int | None:
+        """None where the word stands in the place of a number."""
+        return None if self.data.get(key) == word else self.number(key, default)
+
     def flag(self, key: str) -> bool:
         return bool(self._get(key, bool, False))
 
@@ -264,7 +268,7 @@ def _cache(cache: _Reader, name: str) -> Cache:
 def _refactor(part: _Reader) -> Refactor:
     calibration, gate = part.sub("calibration"), part.sub("qualityGate")
     return Refactor(
-        sub_experts=part.number("subExperts", contract.DEFAULT_SUB_EXPERTS),
+        sub_experts=part.number_or("auto", "subExperts", contract.DEFAULT_SUB_EXPERTS),
         seed=part.number("seed", 0),
         calibration_uri=calibration.text("uri"),
         calibration_tokens=calibration.number("tokens") if calibration.has("tokens") else None,

@@ -26,7 +26,7 @@ def artifact_hash(model: Model) -> str:
         {
             "uri": model.source.uri,
             "revision": model.source.revision,
-            "subExperts": part.sub_experts,
+            "subExperts": part.sub_experts or "auto",
             "seed": part.seed,
             "calibration": [part.calibration_uri, part.calibration_tokens],
         }

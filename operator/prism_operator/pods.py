@@ -64,7 +64,7 @@ def _job_container(model: Model, context: Context, artifact: str) -> Json:
     part, cache = model.refactor, model.cache
     out = f"{contract.CACHE_DIR}/{names.artifact_path(cache.sub_path, artifact)}"
     args = ["refactor", _job_source(model), "--out", out]
-    args += ["--sub-experts", str(part.sub_experts), "--seed", str(part.seed)]
+    args += ["--sub-experts", str(part.sub_experts or "auto"), "--seed", str(part.seed)]
     if text := parse_location(part.calibration_uri):
         args += ["--calibration", f"{contract.CALIBRATION_DIR}/{text.path}"]
     if part.calibration_tokens:

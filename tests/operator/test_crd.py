@@ -53,6 +53,10 @@ RULES: list[tuple[str, Json, str]] = [
      "cache.create.size must be a quantity such as 50Gi"),
     ("calibration", {"refactor": {"calibration": {"uri": "https://x/y"}}},
      "refactor.calibration.uri must be pvc://CLAIM/PATH"),
+    ("sub-experts", {"refactor": {"subExperts": 6}},
+     'Unsupported value: 6: supported values: "4", "8", "16", "32", "auto"'),
+    ("sub-experts word", {"refactor": {"subExperts": "many"}}, 'supported values: "4", "8"'),
+    ("sub-experts text", {"refactor": {"subExperts": "8"}}, 'supported values: "4", "8"'),
     ("one pod may mount it", {"refactor": {"parallelism": 2}, "cache": {
         "pvc": None, "create": {"size": "1Gi", "accessModes": ["ReadWriteOncePod"]}}},
      "refactor.parallelism above 1 needs a claim that several pods can mount"),
@@ -151,6 +155,8 @@ def test_the_claim_cannot_change(
         {"serving": {"accelerator": {"resourceName": "nvidia.com/mig-3g.40gb"}}},
         {"refactor": {"resources": {"limits": {"cpu": 2, "memory": "4Gi"}}}},
         {"refactor": {"parallelism": 64}},
+        {"refactor": {"subExperts": "auto"}},
+        {"refactor": {"subExperts": 32}},
     ],
 )
 def test_good_objects_pass(apiserver: ApiServer, make_body: Make, change: Json) -> None:

@@ -90,6 +90,21 @@ def test_parallelism_shares_the_job_and_leaves_the_artifact_as_it_is(
     assert manifests.job_hash(one) != manifests.job_hash(four), "a failed Job gets another try"
 
 
+def test_sub_experts_may_be_left_to_the_job(make_body: Make, context: Context) -> None:
+    auto = api.parse(make_body(refactor={"subExperts": "auto"}))
+    container = manifests.job(auto, context)["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"][container["args"].index("--sub-experts") + 1] == "auto"
+    made = {manifests.artifact_hash(api.parse(make_body(refactor={"subExperts": n})))
+            for n in (8, 16, "auto")}  # fmt: skip
+    assert len(made) == 3, "what a trial finds may change, so it is an artifact of its own"
+
+
+@pytest.mark.parametrize("value", ["many", "8", 1.5, True])
+def test_sub_experts_of_another_kind_are_named(make_body: Make, value: Any) -> None:
+    with pytest.raises(api.SpecError, match=r"spec\.refactor\.subExperts: .* is not of type int"):
+        api.parse(make_body(refactor={"subExperts": value}))
+
+
 def test_one_claim_for_cache_source_and_text_is_one_volume(
     make_body: Make, context: Context
 ) -> None:
