@@ -17,6 +17,7 @@ from prism_operator import names
 
 Json = dict[str, Any]  # Any: the API server's own documents
 NO_TARGET: Final = None
+METRICS: Final = ("perplexity", "kl", "topOneDisagreement")  # of the quality gate
 
 
 class SpecError(ValueError):
@@ -56,6 +57,14 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityGate:
+    """A level passes when its ``metric`` is at most this much above that of level 100."""
+
+    metric: str
+    max_increase_percent: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refactor:
     """Inputs of the refactor Job; None leaves the choice of a number to the job."""
 
@@ -63,7 +72,7 @@ class Refactor:
     seed: int
     calibration_uri: str
     calibration_tokens: int | None
-    max_loss_percent: int | None
+    gate: QualityGate | None
     parallelism: int
     resources: Json
     active_deadline_s: int
@@ -185,6 +194,10 @@ class _Reader:
     def number(self, key: str, default: int | None = None) -> int:
         return int(self._get(key, int, default) or 0)
 
+    def decimal(self, key: str) -> float:
+        value = self.data.get(key)
+        return float(self.number(key) if not isinstance(value, float) else value)
+
     def number_or(self, word: str, key: str, default: int) -> int | None:
         """None where the word stands in the place of a number."""
         return None if self.data.get(key) == word else self.number(key, default)
@@ -266,18 +279,22 @@ def _cache(cache: _Reader, name: str) -> Cache:
 
 
 def _refactor(part: _Reader) -> Refactor:
-    calibration, gate = part.sub("calibration"), part.sub("qualityGate")
+    calibration = part.sub("calibration")
     return Refactor(
         sub_experts=part.number_or("auto", "subExperts", contract.DEFAULT_SUB_EXPERTS),
         seed=part.number("seed", 0),
         calibration_uri=calibration.text("uri"),
         calibration_tokens=calibration.number("tokens") if calibration.has("tokens") else None,
-        max_loss_percent=gate.number("maxLossPercent") if gate.has("maxLossPercent") else None,
+        gate=_gate(part.sub("qualityGate")) if part.has("qualityGate") else None,
         parallelism=part.number("parallelism", 1),
         resources=dict(part.sub("resources").data),
         active_deadline_s=part.number("activeDeadlineSeconds", 21600),
         backoff_limit=part.number("backoffLimit", 6),
     )
+
+
+def _gate(part: _Reader) -> QualityGate:
+    return QualityGate(part.choice("metric", *METRICS), part.decimal("maxIncreasePercent"))
 
 
 def _serving(part: _Reader) -> Serving:

@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from prism import contract
 
-from prism_operator import manifests, names
+from prism_operator import manifests, names, quality
 from prism_operator.api import Json, Model
 from prism_operator.observe import Observed
 from prism_operator.pod_words import Trouble
 from prism_operator.pods import Context
 from prism_operator.refactor_jobs import JobView
 from prism_operator.scaler import law
-from prism_operator.scaler.model import CostModel, gate_floor
+from prism_operator.scaler.model import CostModel
 from prism_operator.scaler.state import Decision, Limits, Memory, Pods, Signals
 
 UNSETTLED_S: Final = 10.0  # look again this soon while something is on its way
@@ -83,12 +83,21 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Refactoring:
-    """How far the wanted artifact is. ``artifact`` is set once it is ready."""
+    """How far the wanted artifact is. ``artifact`` is set once it is ready.
+
+    ``done``: it is there and good enough; one whose levels all fail the quality gate is served at
+    100, but is not what was asked for.
+    """
 
     reason: str
     message: str
     artifact: Json | None = None
     failed: bool = False
+    gate_failed: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.artifact is not None and not self.gate_failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,8 @@ def make(
     if model.paused:
         return _blocked("Paused", "spec.paused is true; nothing is changed", old)
     wanted = manifests.artifact_hash(model)
-    actions, refactoring = _refactor(model, seen, old, wanted, context)
+    actions, found = _refactor(model, seen, old, wanted, context)
+    refactoring = _gated(model, found)
     served = wanted if refactoring.artifact else _still_served(seen, old)
     actions = [*_claim(model, seen), *actions, *_superseded(seen, {wanted, served})]
     if not served:
@@ -151,11 +161,7 @@ def make(
 def limits_of(model: Model, artifact: Mapping[str, Any]) -> Limits:
     """The spec's bounds, with the floor raised to what the quality gate lets pass."""
     part = model.elasticity
-    points = [
-        (int(point["levelPercent"]), int(point["lossBasisPoints"]) / 100)
-        for point in artifact.get("points") or ()
-    ]
-    gate = gate_floor(points, model.refactor.max_loss_percent) if points else contract.MIN_LEVEL
+    gate = quality.judge(model.refactor.gate, artifact.get("points") or ()).floor
     floor = max(part.min_level, gate)
     top = max(part.max_level, floor)
     fixed = {"Off": contract.MAX_LEVEL, "Manual": max(part.level, gate)}.get(part.mode)
@@ -239,15 +245,6 @@ def _completed(model: Model, job: JobView, wanted: str) -> tuple[list[Action], R
 
 def _artifact(model: Model, result: Mapping[str, Any], wanted: str) -> Json:
     """The artifact as status shows it; integers only, as Kubernetes asks of an API."""
-    points = [
-        {
-            "levelPercent": int(point["level"]),
-            "ownSharePermille": round(1000 * float(point.get("own_share", 0))),
-            "lossBasisPoints": round(100 * float(point.get("loss", 0))),
-            "errorBasisPoints": round(100 * float(point.get("se", 0))),
-        }
-        for point in result.get("points") or ()
-    ][:32]
     facts = {
         "hash": wanted,
         "path": names.artifact_path(model.cache.sub_path, wanted),
@@ -256,9 +253,19 @@ def _artifact(model: Model, result: Mapping[str, Any], wanted: str) -> Json:
         "architecture": result.get("architecture"),
         "subExperts": result.get("sub_experts"),
         "refactorSeconds": round(float(result.get("seconds") or 0)),
-        "points": points,
+        "points": quality.points(result),
     }
     return {key: value for key, value in facts.items() if value not in (None, "")}
+
+
+def _gated(model: Model, found: Refactoring) -> Refactoring:
+    """What the quality gate says of an artifact that is ready."""
+    if model.refactor.gate is None or found.artifact is None:
+        return found
+    verdict = quality.judge(model.refactor.gate, found.artifact.get("points") or ())
+    if verdict.failed:
+        return replace(found, reason="QualityGateFailed", message=verdict.text, gate_failed=True)
+    return replace(found, reason="QualityGatePassed", message=f"{found.message}; {verdict.text}")
 
 
 def _summary(artifact: Mapping[str, Any]) -> str:

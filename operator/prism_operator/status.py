@@ -133,7 +133,7 @@ def _conditions(model: Model, seen: Observed, plan: Plan, measured: Measured) ->
         _accepted(plan),
         Condition(
             conditions.REFACTORED,
-            refactoring.artifact is not None,
+            refactoring.done,
             refactoring.reason,
             refactoring.message,
         ),

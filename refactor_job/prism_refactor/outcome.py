@@ -1,7 +1,7 @@
 """The last word of a refactoring: at most 4 KiB of JSON that the operator reads from the ended pod.
 
 Knows the shape of that message. The decision worth arguing about: it carries the operating points,
-so the operator can gate on quality without ever mounting the volume.
+so the operator can gate on quality, in any of the three metrics, without ever mounting the volume.
 """
 
 import json
@@ -32,6 +32,8 @@ def success(artifact: Artifact, seconds: float) -> dict[str, object]:
                 "own_share": round(point.own_share, 4),
                 "loss": round(point.quality_loss_percent, 3),
                 "se": round(point.quality_loss_se, 3),
+                "kl": round(point.kl, 5),
+                "top1": round(point.top1_agreement, 4),
             }
             for point in manifest.operating_points
         ],

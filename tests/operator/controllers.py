@@ -16,10 +16,10 @@ RESULT = {
     "architecture": "OlmoeForCausalLM",
     "seconds": 61.2,
     "points": [
-        {"level": 100, "own_share": 1.0, "loss": 0.0, "se": 0.0},
-        {"level": 75, "own_share": 0.75, "loss": 0.2, "se": 0.02},
-        {"level": 50, "own_share": 0.5, "loss": 1.0, "se": 0.05},
-        {"level": 25, "own_share": 0.25, "loss": 5.0, "se": 0.1},
+        {"level": 100, "own_share": 1.0, "loss": 0.0, "se": 0.0, "kl": 0.0, "top1": 1.0},
+        {"level": 75, "own_share": 0.75, "loss": 0.2, "se": 0.02, "kl": 0.003, "top1": 0.96},
+        {"level": 50, "own_share": 0.5, "loss": 1.0, "se": 0.05, "kl": 0.012, "top1": 0.93},
+        {"level": 25, "own_share": 0.25, "loss": 5.0, "se": 0.1, "kl": 0.06, "top1": 0.85},
     ],
 }
 

@@ -57,6 +57,12 @@ RULES: list[tuple[str, Json, str]] = [
      'Unsupported value: 6: supported values: "4", "8", "16", "32", "auto"'),
     ("sub-experts word", {"refactor": {"subExperts": "many"}}, 'supported values: "4", "8"'),
     ("sub-experts text", {"refactor": {"subExperts": "8"}}, 'supported values: "4", "8"'),
+    ("gate without limit", {"refactor": {"qualityGate": {"metric": "kl"}}},
+     "maxIncreasePercent: Required value"),
+    ("gate below nothing", {"refactor": {"qualityGate": {"maxIncreasePercent": -0.1}}},
+     "should be greater than or equal to 0"),
+    ("unknown metric", {"refactor": {"qualityGate": {"metric": "bleu", "maxIncreasePercent": 1}}},
+     'supported values: "perplexity", "kl", "topOneDisagreement"'),
     ("one pod may mount it", {"refactor": {"parallelism": 2}, "cache": {
         "pvc": None, "create": {"size": "1Gi", "accessModes": ["ReadWriteOncePod"]}}},
      "refactor.parallelism above 1 needs a claim that several pods can mount"),
@@ -157,6 +163,8 @@ def test_the_claim_cannot_change(
         {"refactor": {"parallelism": 64}},
         {"refactor": {"subExperts": "auto"}},
         {"refactor": {"subExperts": 32}},
+        {"refactor": {"qualityGate": {"maxIncreasePercent": 0}}},
+        {"refactor": {"qualityGate": {"metric": "kl", "maxIncreasePercent": 0.25}}},
     ],
 )
 def test_good_objects_pass(apiserver: ApiServer, make_body: Make, change: Json) -> None:

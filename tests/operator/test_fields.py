@@ -21,7 +21,9 @@ MADE = {"cache": {"pvc": None, "create": {"size": "5Gi"}}}
 GPU = {"serving": {"accelerator": {"resourceName": "nvidia.com/gpu"}}}
 SECRET = {"model": {"uri": "hf://a/b", "credentials": {"secretRef": {"name": "hf"}}}}
 MANUAL = {"elasticity": {"mode": "Manual", "levelPercent": 60}}
-POINTS = [{"levelPercent": n, "lossBasisPoints": loss} for n, loss in ((50, 100), (25, 500))]
+POINTS = [{"levelPercent": n, "lossBasisPoints": loss, "klBasisPoints": 3 * loss}
+          for n, loss in ((50, 100), (25, 500))]  # fmt: skip
+GATE = {"refactor": {"qualityGate": {"metric": "perplexity", "maxIncreasePercent": 2}}}
 
 # path -> (what else the object needs, new value, the behaviour that must change)
 CASES: dict[str, tuple[Json, Any, str]] = {
@@ -40,7 +42,8 @@ CASES: dict[str, tuple[Json, Any, str]] = {
     "refactor.seed": ({}, 7, "job"),
     "refactor.calibration.uri": ({}, "pvc://text/c4.jsonl", "job"),
     "refactor.calibration.tokens": ({}, 4096, "job"),
-    "refactor.qualityGate.maxLossPercent": ({}, 1, "limits"),
+    "refactor.qualityGate.metric": (GATE, "kl", "limits"),
+    "refactor.qualityGate.maxIncreasePercent": (GATE, 0.5, "limits"),
     "refactor.parallelism": ({}, 4, "job"),
     "refactor.resources.requests": ({}, {"cpu": "1"}, "job"),
     "refactor.resources.limits": ({}, {"memory": "2Gi"}, "job"),
@@ -179,7 +182,7 @@ def test_every_list_map_string_and_integer_of_the_spec_is_bounded(crd: Json) -> 
         if schema.get("x-kubernetes-int-or-string") or kind == "string":
             if not ({"maxLength", "enum"} & set(schema)):
                 yield path
-        elif kind == "integer" and not ({"maximum", "enum"} & set(schema)):
+        elif kind in ("integer", "number") and not ({"maximum", "enum"} & set(schema)):
             yield path
         elif kind == "array":
             if "maxItems" not in schema:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prism_operator import api, names, plan
+from prism_operator import api, names
 from prism_operator.conditions import Condition, merge
 from prism_operator.observe import observe
 from prism_operator.plan import Measured, Report
@@ -14,7 +14,6 @@ from prism_operator.scaler.model import (
     Demand,
     LevelCost,
     from_profiles,
-    gate_floor,
     offered_levels,
     prefill_level,
 )
@@ -92,40 +91,6 @@ def test_prompts_are_read_at_a_level_below_the_ceiling(ceiling: int, level: int)
 )
 def test_ceilings_offered(floor: int, top: int, step: int, levels: tuple[int, ...]) -> None:
     assert offered_levels(floor, top, step) == levels
-
-
-POINTS = [(75, 0.2), (50, 1.0), (25, 5.0)]
-
-
-@pytest.mark.parametrize(
-    ("gate", "floor"), [(None, 10), (100, 25), (5, 25), (3, 38), (1, 50), (0.6, 63), (0.1, 88)]
-)
-def test_the_quality_gate_raises_the_floor(gate: float | None, floor: int) -> None:
-    assert gate_floor(POINTS, gate) == floor
-
-
-def test_a_bad_level_in_the_middle_bars_all_below_it() -> None:
-    assert gate_floor([(75, 9.0), (50, 1.0)], 2) > 75
-
-
-def test_the_gate_stands_above_the_bounds(make_body: Make) -> None:
-    points = [{"levelPercent": n, "lossBasisPoints": round(100 * x)} for n, x in POINTS]
-    body = make_body(
-        refactor={"qualityGate": {"maxLossPercent": 1}}, elasticity={"maxLevelPercent": 40}
-    )
-    limits = plan.limits_of(api.parse(body), {"points": points})
-    assert (limits.floor, limits.top, limits.preferred) == (50, 50, 50)
-    manual = make_body(
-        refactor={"qualityGate": {"maxLossPercent": 1}},
-        elasticity={"mode": "Manual", "levelPercent": 30},
-    )
-    assert plan.limits_of(api.parse(manual), {"points": points}).fixed == 50
-
-
-def test_the_gate_reaches_the_pods(operator: Operator, make_body: Make) -> None:
-    operator.apply(make_body(refactor={"qualityGate": {"maxLossPercent": 1}}))
-    operator.settle()
-    assert operator.level()["floor"] == 50
 
 
 def test_memory_survives_json() -> None:

@@ -234,6 +234,9 @@ def test_success_tells_the_operator_what_was_measured(
     points = message["points"]
     assert isinstance(points, list)
     assert [point["level"] for point in points] == list(EVALUATION_LEVELS)
+    measured = artifact.manifest.operating_points
+    assert [point["kl"] for point in points] == [round(one.kl, 5) for one in measured]
+    assert [point["top1"] for point in points] == [round(one.top1_agreement, 4) for one in measured]
     assert (tmp_path / "message").stat().st_size <= TERMINATION_MESSAGE_BYTES
 
 

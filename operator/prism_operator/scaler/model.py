@@ -10,7 +10,6 @@ it is shared by all sequences of the batch, so a pod that is always busy may sti
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from prism import contract
@@ -118,19 +117,3 @@ def _table(profile: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
 def offered_levels(floor: int, ceiling: int, step: int) -> tuple[int, ...]:
     """Ceilings the operator may choose, from high to low; both bounds are among them."""
     return (*range(ceiling, floor, -step), floor) if floor < ceiling else (ceiling,)
-
-
-def gate_floor(points: Sequence[tuple[int, float]], max_loss_percent: float | None) -> int:
-    """Lowest level whose measured quality loss, and that of all above it, passes the gate.
-
-    ``points`` are (level, loss in percent); between two measured levels the loss is taken as
-    linear, which is too high where it is convex, so the gate errs towards quality.
-    """
-    if max_loss_percent is None:
-        return contract.MIN_LEVEL
-    known = sorted({100: 0.0, **dict(points)}.items(), reverse=True)
-    for (high, good), (low, bad) in pairwise(known):
-        if bad > max_loss_percent:
-            room = (max_loss_percent - good) / (bad - good)
-            return min(high, -int(-(high - room * (high - low)) // 1))
-    return known[-1][0]
