@@ -25,6 +25,8 @@ from prism_operator.scaler import law
 from prism_operator.scaler.model import CostModel
 from prism_operator.scaler.state import Decision, Limits, Memory, Pods, Signals
 
+MAX_WARNINGS: Final = 4  # and the length of each, as in the CRD
+MAX_WARNING: Final = 512
 UNSETTLED_S: Final = 10.0  # look again this soon while something is on its way
 # Waits that end with objects whose events wake nobody.
 UNWATCHED: Final = ("NameTaken", "CleaningUp", "ClaimNotFound")
@@ -144,7 +146,7 @@ def make(
         return _blocked("Paused", "spec.paused is true; nothing is changed", old)
     wanted = manifests.artifact_hash(model)
     actions, found = _refactor(model, seen, old, wanted, context)
-    refactoring = _gated(model, found)
+    refactoring = _warned(_gated(model, found))
     served = wanted if refactoring.artifact else _still_served(seen, old)
     actions = [*_claim(model, seen), *actions, *_superseded(seen, {wanted, served})]
     if not served:
@@ -245,6 +247,7 @@ def _completed(model: Model, job: JobView, wanted: str) -> tuple[list[Action], R
 
 def _artifact(model: Model, result: Mapping[str, Any], wanted: str) -> Json:
     """The artifact as status shows it; integers only, as Kubernetes asks of an API."""
+    warnings = [str(one)[:MAX_WARNING] for one in result.get("warnings") or ()][:MAX_WARNINGS]
     facts = {
         "hash": wanted,
         "path": names.artifact_path(model.cache.sub_path, wanted),
@@ -253,6 +256,7 @@ def _artifact(model: Model, result: Mapping[str, Any], wanted: str) -> Json:
         "architecture": result.get("architecture"),
         "subExperts": result.get("sub_experts"),
         "refactorSeconds": round(float(result.get("seconds") or 0)),
+        "warnings": warnings or None,
         "points": quality.points(result),
     }
     return {key: value for key, value in facts.items() if value not in (None, "")}
@@ -266,6 +270,12 @@ def _gated(model: Model, found: Refactoring) -> Refactoring:
     if verdict.failed:
         return replace(found, reason="QualityGateFailed", message=verdict.text, gate_failed=True)
     return replace(found, reason="QualityGatePassed", message=f"{found.message}; {verdict.text}")
+
+
+def _warned(found: Refactoring) -> Refactoring:
+    """What the Job found odd about the calibration text stands where its result is told."""
+    warnings = (found.artifact or {}).get("warnings") or ()
+    return replace(found, message="; ".join((found.message, *(f"warning: {w}" for w in warnings))))
 
 
 def _summary(artifact: Mapping[str, Any]) -> str:

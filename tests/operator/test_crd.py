@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prism_operator import api
+from prism_operator import api, quality
 
+from . import controllers
 from .real_apiserver import ApiServer
 
 pytestmark = pytest.mark.apiserver
@@ -220,6 +221,7 @@ def test_status_by_server_side_apply_columns_and_scale(
         status = {
             "phase": "Serving",
             "replicas": 2,
+            "artifact": {"warnings": ["short"], "points": quality.points(controllers.RESULT)},
             "selector": "moeprism.io/model=columns",
             "display": {"model": "tiny", "level": "75%", "replicas": "2/2", "ttft": "120ms",
                         "itl": "9ms"},
@@ -234,6 +236,7 @@ def test_status_by_server_side_apply_columns_and_scale(
         path = f"{PATH}/columns/status?fieldManager=prism-operator&force=true"
         code, answer = apiserver.request("PATCH", path, manifest, APPLY)
         assert code == 200, answer
+        assert answer["status"]["artifact"] == status["artifact"], "nothing was pruned"
         again = apiserver.request("PATCH", path, manifest, APPLY)[1]
         version = again["metadata"]["resourceVersion"]
         assert version == answer["metadata"]["resourceVersion"], "an equal status is no write"

@@ -76,6 +76,36 @@ def test_a_failed_job_ends_in_a_condition_that_says_why(
     assert operator.idle(120) == []
 
 
+def test_what_is_odd_about_the_calibration_text_is_told_with_the_result(
+    operator: Operator, make_body: Make
+) -> None:
+    said = ["The calibration text is short: 2048 tokens.", "It is far from the default."]
+    operator.apply(make_body())
+    operator.settle(finish=False)
+    controllers.finish_jobs(operator.cluster, {**controllers.RESULT, "warnings": said})
+    operator.settle()
+    assert operator.status["artifact"]["warnings"] == said
+    state, _, text = operator.condition("Refactored")
+    assert state == "True" and all(f"warning: {one}" in text for one in said)
+    operator.restart()
+    operator.settle()
+    assert operator.condition("Refactored")[2] == text, "status alone holds it now"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [([], None), (["x" * 9000], ["x" * 512]), (["x"] * 9, ["x"] * 4), (None, None)],
+)
+def test_warnings_fit_the_schema_of_status(
+    operator: Operator, make_body: Make, sent: Any, kept: Any
+) -> None:
+    operator.apply(make_body())
+    operator.settle(finish=False)
+    controllers.finish_jobs(operator.cluster, {**controllers.RESULT, "warnings": sent})
+    operator.settle()
+    assert operator.status["artifact"].get("warnings") == kept
+
+
 def test_deleting_a_failed_job_tries_again(operator: Operator, make_body: Make) -> None:
     operator.apply(make_body())
     operator.settle(finish=False)
