@@ -90,6 +90,13 @@ def test_parallelism_shares_the_job_and_leaves_the_artifact_as_it_is(
     assert manifests.job_hash(one) != manifests.job_hash(four), "a failed Job gets another try"
 
 
+def test_the_last_pod_of_the_longest_name_has_a_host_name(
+    make_body: Make, context: Context
+) -> None:
+    job = manifests.job(api.parse(make_body("a" * 40, refactor={"parallelism": 64})), context)
+    assert len(f"{job['metadata']['name']}-63") <= 63, "Kubernetes refuses such an Indexed Job"
+
+
 def test_sub_experts_may_be_left_to_the_job(make_body: Make, context: Context) -> None:
     auto = api.parse(make_body(refactor={"subExperts": "auto"}))
     container = manifests.job(auto, context)["spec"]["template"]["spec"]["containers"][0]
