@@ -67,6 +67,8 @@ class Calibration:
     name: str
     digest: str
     tokens: int
+    # sentences for a person: short, or far from the default text (since version 2)
+    warnings: tuple[str, ...] = dataclasses.field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class Cutter:
     """Partitions a layer's experts and fits their sub-routers."""
 
     def __init__(self, sub_experts: int, seed: int, workers: int) -> None:
-        self._sub_experts = sub_experts
+        self.sub_experts = sub_experts
         self._seed = seed
         self._workers = workers
 
@@ -110,7 +110,7 @@ class Cutter:
                     chosen = spread(inputs[expert].tokens, SEARCH_TOKENS)
                     mass = neuron_mass(expert_of(module, expert), x[chosen])
                     seed = self._seed * 1_000_003 + layer * len(inputs) + expert
-                    searches[expert] = pool.submit(partition, mass, self._sub_experts, seed)
+                    searches[expert] = pool.submit(partition, mass, self.sub_experts, seed)
                 for expert, search in searches.items():
                     found[expert] = search.result()
         return found
@@ -134,7 +134,7 @@ class Cutter:
         sample = spread(torch.arange(len(fitted_on.tokens)), FIT_TOKENS)
         inputs = x[fitted_on.tokens[sample]].float()
         activations = expert.activate(inputs)[:, order]
-        costs = dropping_errors(expert.with_down(order), activations, self._sub_experts)
+        costs = dropping_errors(expert.with_down(order), activations, self.sub_experts)
         mean_cost = (fitted_on.gates[sample][:, None] * costs).mean(0)
         by_mean = torch.argsort(mean_cost, descending=True, stable=True)
         return Prepared(inputs, costs[:, by_mean], order_slices(order, mean_cost))

@@ -67,31 +67,32 @@ def compared(full: Tensor, reduced: Tensor, target: Tensor, own: int, candidates
 def compare_streams(
     logits: Callable[[Tensor, Tensor], Tensor],
     ids: Tensor,
-    hidden: Mapping[int, Tensor],
-    counts: Mapping[int, tuple[int, int]],
+    hidden: Mapping[str, Tensor],
+    counts: Mapping[str, tuple[int, int]],
     rows: int,
-) -> dict[int, Sample]:
-    """One Sample per level of the streams' last hidden states [S, W, H]; ids [S, W + 1].
+    base: str,
+) -> dict[str, Sample]:
+    """One Sample per stream of last hidden states [S, W, H], beside ``base``; ids [S, W + 1].
 
     ``logits`` (ids, hidden) -> [s, W, V] is asked for ``rows`` sequences at a time; ``counts`` are
     (own, candidates) over all of them.
     """
-    found: dict[int, list[Sample]] = {level: [] for level in hidden}
+    found: dict[str, list[Sample]] = {name: [] for name in hidden}
     for start in range(0, len(ids), rows):
         part = ids[start : start + rows]
         target = part[:, 1:].reshape(-1)
 
-        def log_probabilities(level: int, start: int = start, part: Tensor = part) -> Tensor:
-            raw = logits(part[:, :-1], hidden[level][start : start + rows])
+        def log_probabilities(name: str, start: int = start, part: Tensor = part) -> Tensor:
+            raw = logits(part[:, :-1], hidden[name][start : start + rows])
             return functional.log_softmax(raw.float().flatten(0, 1), dim=-1).cpu()
 
-        full = log_probabilities(MAX_LEVEL)
-        for level in hidden:
-            reduced = full if level == MAX_LEVEL else log_probabilities(level)
-            found[level].append(compared(full, reduced, target, 0, 0))
+        full = log_probabilities(base)
+        for name in hidden:
+            reduced = full if name == base else log_probabilities(name)
+            found[name].append(compared(full, reduced, target, 0, 0))
     return {
-        level: replace(joined(samples), own=counts[level][0], candidates=counts[level][1])
-        for level, samples in found.items()
+        name: replace(joined(samples), own=counts[name][0], candidates=counts[name][1])
+        for name, samples in found.items()
     }
 
 

@@ -1,12 +1,13 @@
 """What the stages left, put together: the manifest, the tensors beside it, the report.
 
-Knows the schema of an artifact and the names of stage files. The decision worth arguing about: it
-runs twice, before and after evaluation, because what is evaluated is what lies on disk; everything
-but the measured points is the same both times.
+Knows the schema of an artifact and the names of stage files. The decision worth arguing about: the
+manifest is written twice, before and after evaluation, because what is evaluated is what lies on
+disk; everything but the measured points is the same both times.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from prism import artifact as artifacts
@@ -22,12 +23,18 @@ from prism.artifact import (
 from prism.contract import PRISM_SUBFOLDER, REPORT_FILE
 from prism.places import Block, block_templates
 
-from prism_refactor import report
+from prism_refactor import machine, report
+from prism_refactor.evaluation_pass import Measured
+from prism_refactor.findings import Findings
 from prism_refactor.layers import LayerFiles
 from prism_refactor.options import KNOTS, METHODS, Options
+from prism_refactor.reading import Text
 from prism_refactor.reduce import batch_curves
 from prism_refactor.source import Checkpoint
+from prism_refactor.stage_costs import kept_costs
 from prism_refactor.store import PartialFolder, write_atomically
+
+STAGES: Final = ("granularity", "partition", "knots", "write", "digests", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,22 @@ def write_prism_folder(
             )
         )
     artifacts.write_prism_folder(folder.artifact, manifest, tensors)
-    page = folder.artifact / PRISM_SUBFOLDER / REPORT_FILE
-    write_atomically(page, report.render(manifest).encode())
     return artifacts.open_artifact(folder.artifact)
+
+
+def write_report(
+    folder: PartialFolder, artifact: Artifact, measured: Measured, text: Text, options: Options
+) -> None:
+    """Write the page beside the manifest, from what all stages have kept."""
+    findings = Findings(folder)
+    material = report.Material(
+        artifact=artifact,
+        measured=measured,
+        layers=[findings.of(number) for number in range(len(artifact.manifest.layers))],
+        costs=kept_costs(folder, STAGES),
+        text=text,
+        options=options,
+        machine=machine.description(),
+    )
+    page = folder.artifact / PRISM_SUBFOLDER / REPORT_FILE
+    write_atomically(page, report.render(material).encode())

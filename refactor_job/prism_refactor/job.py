@@ -9,41 +9,25 @@ cannot go unseen.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
-from prism.artifact import Artifact, Calibration, OperatingPoint
-from prism.contract import MAX_LEVEL
+from prism.artifact import Artifact
 from prism.places import Block as Places
 from prism.streaming import StreamedModel
 
-from prism_refactor import evaluate, finish, granularity, request, text, write
+from prism_refactor import finish, granularity, reading, request, text, write
 from prism_refactor.cut import Cutter
+from prism_refactor.evaluation_pass import Measured, measure_streams, require_same, run_levels
 from prism_refactor.layer_experts import expert_shape
 from prism_refactor.layers import LayerFiles
 from prism_refactor.machine import compute_dtype, device
-from prism_refactor.options import (
-    EVALUATION_LEVELS,
-    EVALUATION_TOKENS,
-    KNOTS,
-    MIN_CALIBRATION_TOKENS,
-    MIN_EVALUATION_TOKENS,
-    WINDOW,
-    Options,
-)
+from prism_refactor.options import EVALUATION_LEVELS, KNOTS, TOP_K_SHARES, Options
 from prism_refactor.progress import Progress, Stage
 from prism_refactor.resources import Needs, require_resources
 from prism_refactor.source import Checkpoint, open_source, require_divisible
-from prism_refactor.stages import (
-    PROBE,
-    Block,
-    CutPass,
-    require_same,
-    run_knots,
-    run_levels,
-    wait_for,
-)
+from prism_refactor.stage_costs import StageCosts
+from prism_refactor.stages import PROBE, Block, CutPass, run_knots, wait_for
 from prism_refactor.store import PartialFolder
 
 _log = logging.getLogger(__name__)
@@ -51,15 +35,6 @@ _SAME_LOGITS: Final = 1e-4  # share of the largest logit, in fp32
 _SAME_LOGITS_16_BIT: Final = 0.2  # share of the largest logit: other orders of summation round
 
 Stages = Callable[[list[Stage]], Progress]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Windows to fit on and to measure on, and what identifies them."""
-
-    calibration: text.Windows
-    evaluation: text.Windows
-    record: Calibration
 
 
 def refactor(options: Options, progress_of: Stages) -> Artifact | None:
@@ -110,14 +85,16 @@ class _Run:
         self._count = len(checkpoint.layers)
         self._block = Block(*options.shard, self._count)
         self._layers = LayerFiles(folder)
+        self._costs = StageCosts(folder, options.shard[0])
 
     def cut(self, corpus: text.Corpus) -> None:
         """Check that the work can be done, and cut this shard's layers."""
         self._dtype = compute_dtype(self._checkpoint)
         self._model = StreamedModel(self._checkpoint.path, self._dtype, device())
-        self._texts = self._read(corpus, self._model.tokenizer)
-        experts = self._model.experts(next(iter(self._model.moe)))
-        _, self._hidden, self._width = expert_shape(experts)
+        module = self._model.experts(next(iter(self._model.moe)))
+        experts, self._hidden, self._width = expert_shape(module)
+        slots = self._checkpoint.experts_per_token
+        self._texts = reading.read(corpus, self._model.tokenizer, self._options, slots, experts)
         self._sub_experts = self._chosen_sub_experts()
         require_divisible(self._checkpoint, self._sub_experts, self._width)
         self._places = write.blocks(self._checkpoint, self._model.model)
@@ -138,19 +115,26 @@ class _Run:
                 passed(number)
             return
         ids = self._texts.calibration.ids[:, :-1]
-        cut.run(self._model, ids, self._texts.evaluation.ids[:, :-1], passed)
+        with self._costs.stage("partition"):
+            cut.run(self._model, ids, self._texts.evaluation.ids[:, :-1], passed)
 
     def finish(self) -> Artifact:
         """All stages after the cuts; the finished artifact still lies in the partial folder."""
-        self._fit_knots()
+        with self._costs.stage("knots"):
+            self._fit_knots()
         del self._model
-        self._write(self._places)
+        with self._costs.stage("write"):
+            self._write(self._places)
         record = finish.Origin(self._checkpoint, self._files, self._texts.record)
-        digests = write.digests(self._checkpoint, self._places, self._folder.artifact)
+        with self._costs.stage("digests"):
+            digests = write.digests(self._checkpoint, self._places, self._folder.artifact)
         manifest = finish.manifest_of(record, self._options, self._layers, self._places, digests)
         artifact = finish.write_prism_folder(self._folder, self._layers, manifest, ())
-        points = self._evaluate(artifact)
-        return finish.write_prism_folder(self._folder, self._layers, manifest, points)
+        with self._costs.stage("evaluate"):
+            measured = self._evaluate(artifact)
+        done = finish.write_prism_folder(self._folder, self._layers, manifest, measured.points)
+        finish.write_report(self._folder, done, measured, self._texts, self._options)
+        return done
 
     def _chosen_sub_experts(self) -> int:
         """What was asked for, or what a trial finds best; every shard finds the same."""
@@ -160,7 +144,8 @@ class _Run:
         if kept is not None:
             return int(kept["sub_experts"])
         ids = self._texts.calibration.ids[:, :-1]
-        chosen = granularity.choose(self._model, ids, self._width, self._options.seed)
+        with self._costs.stage("granularity"):
+            chosen = granularity.choose(self._model, ids, self._width, self._options.seed)
         self._folder.save("choice", {"sub_experts": torch.tensor(chosen)})
         return chosen
 
@@ -183,23 +168,8 @@ class _Run:
             cut,
             Stage("knots", self._count, 2.0 + share),
             Stage("write", len(self._checkpoint.shards), 0.5),
-            Stage("evaluate", self._count, 0.13 * len(EVALUATION_LEVELS) * 3),
+            Stage("evaluate", self._count, 0.13 * (len(EVALUATION_LEVELS) + len(TOP_K_SHARES)) * 3),
         ]
-
-    def _read(self, corpus: text.Corpus, tokenizer: Any) -> Text:
-        def encode(document: str) -> list[int]:
-            ids: list[int] = tokenizer(document, add_special_tokens=False).input_ids
-            return ids
-
-        calibration, evaluation = text.split(corpus)
-        end = tokenizer.eos_token_id
-        fit = text.windows(calibration, encode, end, self._options.tokens, MIN_CALIBRATION_TOKENS)
-        held = text.windows(evaluation, encode, end, EVALUATION_TOKENS, MIN_EVALUATION_TOKENS)
-        _log.info(
-            "text: %s, split by document: %d tokens to calibrate on, %d others to measure on",
-            *(corpus.name, fit.tokens, held.tokens),
-        )
-        return Text(fit, held, Calibration(corpus.name, corpus.digest, fit.tokens))
 
     def _fit_knots(self) -> None:
         found = {n for n in range(self._count) if self._layers.has_knots(KNOTS, n)}
@@ -227,21 +197,15 @@ class _Run:
             self._progress.advance("write", found=there)
         write.copy_others(self._checkpoint, self._folder.artifact)
 
-    def _evaluate(self, artifact: Artifact) -> tuple[OperatingPoint, ...]:
+    def _evaluate(self, artifact: Artifact) -> Measured:
         model = StreamedModel(artifact.path, self._dtype, device())
         ids = self._texts.evaluation.ids
 
         def passed(number: int) -> None:
             self._progress.advance("evaluate")
 
-        streams = run_levels(model, artifact, ids[:, :-1], EVALUATION_LEVELS, self._folder, passed)
+        streams = run_levels(model, artifact, ids[:, :-1], self._folder, passed)
         limit = _SAME_LOGITS if self._dtype == torch.float32 else _SAME_LOGITS_16_BIT
         require_same(streams.probe, self._folder, limit)
-        vocabulary = int(model.model.get_output_embeddings().weight.shape[0])
-        rows = evaluate.batch_sequences(WINDOW, vocabulary)
-        found = evaluate.compare_streams(model.logits, ids, streams.hidden, streams.own, rows)
         shape = self._sub_experts, self._hidden, self._width
-        return tuple(
-            evaluate.operating_point(level, found[level], found[MAX_LEVEL], *shape)
-            for level in EVALUATION_LEVELS
-        )
+        return measure_streams(model, ids, streams, shape)

@@ -8,6 +8,8 @@ checkpoint's own dtype, and the log says so.
 
 import logging
 import os
+import platform
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -20,6 +22,7 @@ _log = logging.getLogger(__name__)
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_LIMIT_V1: Final = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
+_CPUINFO: Final = Path("/proc/cpuinfo")
 _MEMINFO: Final = Path("/proc/meminfo")
 _FP32_PARAMETERS: Final = 1_000_000_000  # above it fp32 takes twice the time of the own dtype
 
@@ -73,3 +76,25 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
         *(str(chosen).removeprefix("torch."), parameters // 1_000_000),
     )
     return chosen
+
+
+def description() -> list[tuple[str, str]]:
+    """What ran here, for a record: (name, value)."""
+    names = ("moe-prism", "torch", "transformers", "safetensors")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    here = device()
+    computed_on = f"{processor()}, {torch.get_num_threads()} threads"
+    if here.type == "cuda":
+        computed_on = f"{torch.cuda.get_device_name(here)}; {computed_on}"
+    python = f"Python {platform.python_version()}"
+    return [("versions", f"{versions}, {python}"), ("machine", computed_on)]
+
+
+def processor(cpuinfo: Path = _CPUINFO) -> str:
+    """The processor's name, or at least its kind."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()

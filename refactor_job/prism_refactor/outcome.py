@@ -7,6 +7,7 @@ so the operator can gate on quality, in any of the three metrics, without ever m
 import json
 import logging
 from pathlib import Path
+from typing import Final
 
 from prism.artifact import Artifact
 from prism.contract import TERMINATION_MESSAGE_BYTES
@@ -14,6 +15,7 @@ from prism.contract import TERMINATION_MESSAGE_BYTES
 from prism_refactor.errors import RefactorError
 
 _log = logging.getLogger(__name__)
+_WARNING_CHARACTERS: Final = 400  # of each; there are two at most
 
 
 def success(artifact: Artifact, seconds: float) -> dict[str, object]:
@@ -26,6 +28,7 @@ def success(artifact: Artifact, seconds: float) -> dict[str, object]:
         "sub_experts": manifest.sub_experts,
         "architecture": manifest.architecture,
         "seconds": round(seconds, 1),
+        "warnings": [warning[:_WARNING_CHARACTERS] for warning in manifest.calibration.warnings],
         "points": [
             {
                 "level": point.level,

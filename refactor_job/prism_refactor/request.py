@@ -22,6 +22,7 @@ from prism_refactor.options import (
     KNOT_STRIDE,
     KNOTS,
     METHOD_VERSION,
+    TOP_K_SHARES,
     WINDOW,
     Options,
 )
@@ -125,6 +126,7 @@ def key_of(options: Options, files: dict[str, str], calibration: str) -> str:
         "method": METHOD_VERSION,
         "knots": KNOTS,
         "levels": EVALUATION_LEVELS,
+        "top_k": TOP_K_SHARES,
         "stride": KNOT_STRIDE,
         "evaluation_tokens": EVALUATION_TOKENS,
         "window": WINDOW,

@@ -26,6 +26,7 @@ from prism_refactor.options import (
     KNOTS,
     SEARCH_PROPOSALS_PER_NEURON,
     SEARCH_TOKENS,
+    TOP_K_SHARES,
 )
 from prism_refactor.source import Checkpoint
 from prism_refactor.store import PartialFolder
@@ -111,7 +112,8 @@ def needs_of(shape: Shape, tokens: int, sub_experts: int, checkpoint_bytes: int)
     held = EVALUATION_TOKENS
     stream = tokens * shape.hidden * shape.item_bytes
     knots = len(KNOTS) * stream // KNOT_STRIDE
-    levels = len(EVALUATION_LEVELS) * held * shape.hidden * shape.item_bytes
+    streams = len(EVALUATION_LEVELS) + len(TOP_K_SHARES)
+    levels = streams * held * shape.hidden * shape.item_bytes
     fitted = shape.moe_layers * shape.experts * sub_experts * shape.hidden * 4
     fitted *= 1 + len(KNOTS)
     working = _ACTIVATIONS * max(tokens, held) * shape.hidden * max(shape.item_bytes, 4) // 2
@@ -132,13 +134,13 @@ def needs_of(shape: Shape, tokens: int, sub_experts: int, checkpoint_bytes: int)
     ridge = 2.0 * per_expert * shape.hidden**2 + shape.hidden**3
     compensated = min(tokens / KNOT_STRIDE * shape.slots / shape.experts, COMPENSATION_TOKENS)
     share = sum(KNOTS) / 100
-    measured = sum(EVALUATION_LEVELS) / 100
+    measured = sum(EVALUATION_LEVELS) / 100 + sum(TOP_K_SHARES)
     operations = {
         "partition": tokens * (dense + routed)
         + all_experts * (expert * (min(SEARCH_TOKENS, per_expert) + per_expert) + ridge),
         "knots": tokens / KNOT_STRIDE * (len(KNOTS) * dense + share * routed)
         + all_experts * len(KNOTS) * compensated * 2 * expert,
-        "evaluate": held * len(EVALUATION_LEVELS) * (dense + 2.0 * shape.hidden * shape.vocabulary)
+        "evaluate": held * streams * (dense + 2.0 * shape.hidden * shape.vocabulary)
         + held * measured * routed,
     }
     proposals = SEARCH_PROPOSALS_PER_NEURON * shape.width

@@ -1,6 +1,6 @@
-"""The passes over a model's layers: cut, knots, evaluation. Each goes on from what it finds.
+"""The passes over the source's layers: cut and knots. Each goes on from what it finds.
 
-Knows what each pass asks of the experts; numerics live with cut, reduce and evaluate. The decision
+Knows what each pass asks of the experts; numerics live with cut and reduce. The decision
 worth arguing about: the knots are one pass with a stream per knot, not a pass per knot, so the
 layer is loaded, permuted and packed once for all of them.
 """
@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from prism.artifact import Artifact
-from prism.batch_context import BatchContext, SelectionStats, batch_context
-from prism.experts import attach_layer, forward
 from prism.streaming import StreamedModel
 from torch import Tensor
 
 from prism_refactor.cut import Cutter
-from prism_refactor.errors import Reason, RefactorError
+from prism_refactor.findings import Findings, Routed
 from prism_refactor.layer_experts import full_output
 from prism_refactor.layers import LayerFiles
 from prism_refactor.options import KNOT_STRIDE, KNOTS, WINDOW
@@ -68,6 +65,7 @@ class CutPass:
         self._files = files
         self._block = block
         self._cutter = cutter
+        self._findings = Findings(folder)
 
     def run(
         self, model: StreamedModel, fit: Tensor, held: Tensor, passed: Callable[[int], None]
@@ -127,7 +125,15 @@ class CutPass:
                 return torch.zeros_like(x)  # nobody of this block reads what comes after
             return full_output(module, x, index, weights)
 
-        return {"full": answer, PROBE: plain(module)}
+        compute = plain(module)
+
+        def probe(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+            if number >= self._block.first:
+                order, n = self._files.cut_of(number).permutations, self._cutter.sub_experts
+                self._findings.note_mass(number, module, order, n, Routed(x, index, weights))
+            return compute(x, index, weights)
+
+        return {"full": answer, PROBE: probe}
 
 
 def run_knots(
@@ -162,72 +168,6 @@ def run_knots(
     sweep(model, dict.fromkeys(map(str, KNOTS), batch), answers, kept, passed=passed)
 
 
-@dataclass(frozen=True, slots=True)
-class LevelStreams:
-    """The written artifact at every level: last hidden states, and what was selected."""
-
-    hidden: dict[int, Tensor]  # level -> [S, W, H]
-    own: dict[int, tuple[int, int]]  # level -> (own sub-experts, candidates)
-    probe: Tensor  # logits of the artifact as a stock checkpoint
-
-
-def run_levels(
-    model: StreamedModel,
-    artifact: Artifact,
-    ids: Tensor,
-    levels: tuple[int, ...],
-    folder: PartialFolder,
-    passed: Callable[[int], None],
-) -> LevelStreams:
-    """Run the artifact, loaded as ``model``, on held-out ids [S, W] at all levels side by side."""
-    batch = model.batch(ids)
-    batches = {PROBE: model.batch(ids[:PROBE_WINDOWS]), **{str(level): batch for level in levels}}
-
-    def answers(number: int, module: Any) -> Mapping[str, Answer]:
-        def at(level: int) -> Answer:
-            def answer(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-                if not hasattr(module, "_prism"):  # the probe has passed: now it may be packed
-                    attach_layer(module, artifact, number)
-                stats = SelectionStats()
-                rows = torch.full((len(x),), level, dtype=torch.int32, device=x.device)
-                with batch_context(BatchContext(rows, stats)):
-                    out = forward(module, x, index, weights)
-                counts = torch.tensor([stats.own, stats.candidates])
-                folder.save(_counts(level, number), {"counts": counts})
-                return out
-
-            return answer
-
-        return {PROBE: plain(module), **{str(level): at(level) for level in levels}}
-
-    hidden = sweep(model, batches, answers, KeptStreams(folder, "hidden-levels"), passed=passed)
-    own = {}
-    for level in levels:
-        kept = [folder.load(_counts(level, number)) for number in range(len(model.moe))]
-        total = torch.stack([counts["counts"] for counts in kept if counts]).sum(0)
-        own[level] = (int(total[0]), int(total[1]))
-    probe = model.logits(batches[PROBE].ids, hidden.pop(PROBE))
-    return LevelStreams({int(level): state for level, state in hidden.items()}, own, probe)
-
-
-def require_same(found: Tensor, folder: PartialFolder, limit: float) -> None:
-    """The written checkpoint, loaded plainly, must compute what the source computed.
-
-    ``limit`` is a share of the largest logit. Raises RefactorError (InternalError).
-    """
-    kept = folder.load(PROBE)
-    assert kept is not None, "no logits of the source were kept"
-    expected = kept["logits"]
-    difference = float((found.cpu() - expected).abs().max())
-    _log.info("written checkpoint against source: logits differ by at most %.1e", difference)
-    if not difference <= limit * max(1.0, float(expected.abs().max())):
-        raise RefactorError(
-            Reason.INTERNAL_ERROR,
-            f"The permuted checkpoint differs from its source (logits by {difference:.3g}); "
-            "this is a defect in Prism, please report the architecture.",
-        )
-
-
 def wait_for(ready: Callable[[], bool], what: str) -> None:
     """Wait until other shards have left what this one needs; the Job's deadline bounds it."""
     told = False
@@ -240,7 +180,3 @@ def wait_for(ready: Callable[[], bool], what: str) -> None:
 
 def _relay(index: int) -> str:
     return f"relay-{index:03d}"
-
-
-def _counts(level: int, number: int) -> str:
-    return f"counts-{level:03d}-{number:03d}"
