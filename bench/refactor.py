@@ -2,13 +2,14 @@
 could do at the same share, and as decode batches are served.
 
     python -m bench.refactor [--model DIR] [--calibration FILE --validation FILE] [--tokens 102400]
-        [--sub-experts 8] [--artifact DIR [--auto-artifact DIR]] [--families top-k,skipping,…]
+        [--artifact DIR [--auto-artifact DIR]] [--families top-k,skipping,…] [--alone]
 
-Refactors the model (default examples/tiny-moe), or takes artifacts made before, and measures on
-text that the calibration never saw: the validation file, or by default the held-out topics of
-pydoc's help. All baselines run on the original model and are fitted on calibration text. Losses are
-percent of perplexity, paired with the full model on the same tokens; ± is one standard error.
-Writes bench/results/refactor.json and docs/quality-cost.png; exits with 1 when a mark is missed.
+Refactors the model (default examples/tiny-moe) with 8 sub-experts and with as many as the Job
+chooses, or takes artifacts made before, and measures on text that the calibration never saw: the
+validation file, or by default the held-out topics of pydoc's help. All baselines run on the
+original model and are fitted on calibration text. Losses are percent of perplexity, paired with the
+full model on the same tokens; ± is one standard error. Writes bench/results/refactor.json and
+docs/quality-cost.png; exits with 1 when a mark is missed.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: neighbours keep their core
@@ -30,10 +32,11 @@ from prism_refactor.job import refactor
 from prism_refactor.machine import cores
 from prism_refactor.measure import Subject, open_subject
 from prism_refactor.options import CALIBRATION_TOKENS, MIN_CALIBRATION_TOKENS, Options
-from prism_refactor.progress import Progress, log_view
+from prism_refactor.progress import Progress, Stage, View, log_view
 from torch import Tensor
 
 from bench.baselines import chosen, compared, cutting, marks
+from bench.baselines.compared import Entry
 from bench.baselines.original import Original
 from bench.baselines.plot import draw
 from bench.baselines.results import OURS, Record
@@ -69,9 +72,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--auto-artifact", type=Path, help="the same with --sub-experts auto")
     parser.add_argument("--tokens", type=int, default=102_400, help="to measure on, at most")
     parser.add_argument("--fit-tokens", type=int, default=CALIBRATION_TOKENS // 2)
-    parser.add_argument("--sub-experts", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--families", default=",".join(chosen.FAMILIES), help="baselines to run")
+    parser.add_argument("--alone", action="store_true", help="without the part as served")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "refactor.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "quality-cost.png")
     arguments = parser.parse_args()
@@ -85,68 +88,74 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measured(arguments: argparse.Namespace, scratch: Path, clock: StageClock) -> Record:
-    artifact = arguments.artifact or _refactored(arguments, scratch, clock)
+    artifacts = _artifacts(arguments, scratch, clock)
     validation = arguments.validation or _held_out(scratch)
     clock.begin("load")
-    subject = open_subject(artifact, validation, tokens=arguments.tokens, dtype="float32")
+    subjects = [
+        open_subject(path, validation, tokens=arguments.tokens, dtype="float32")
+        for path in artifacts
+    ]
+    subject, n = subjects[0], subjects[0].artifact.manifest.sub_experts
     original = Original(arguments.model)
     ids = _calibration(arguments, original)
     _say(f"{subject.windows.tokens} tokens to measure on, {ids.numel()} to fit baselines on")
-    n = {f"{OURS}, N = {subject.artifact.manifest.sub_experts}": subject}
-    if arguments.auto_artifact:
-        auto = open_subject(
-            arguments.auto_artifact, validation, tokens=arguments.tokens, dtype="float32"
-        )
-        n[f"{OURS}, N auto ({auto.artifact.manifest.sub_experts})"] = auto
     clock.begin("fit baselines")
-    setting = chosen.Setting(
-        original, artifact, subject.artifact.manifest.sub_experts, ids, arguments.seed, cores()
-    )
+    setting = chosen.Setting(original, artifacts[0], n, ids, arguments.seed, cores())
     baselines = chosen.entries(setting, arguments.families, lambda name: _say(f"fitting {name}"))
     clock.begin("measure")
-    by_method = {
-        name: [compared.of_level(which, name, level) for level in _levels(which, subject)]
-        for name, which in n.items()
-    }
-    ours = [entry for entries in by_method.values() for entry in entries]
+    ours = [compared.of_level(subject, f"{OURS}, N = {n}", level) for level in LEVELS]
+    auto = [entry for other in subjects[1:] for entry in _auto(other)]
     loss, rows = compared.measure(
-        original, subject.windows.ids, [*ours, *baselines], lambda share: _say(f"{share:.0%}")
+        original,
+        subject.windows.ids,
+        [*ours, *auto, *baselines],
+        lambda share: _say(f"{share:.0%}"),
     )
     clock.begin("measure as served")
-    served = serve(subject, marks.served_targets(), _say)
+    served = [] if arguments.alone else serve(subject, marks.served_targets(), _say)
     clock.begin("cut some experts")
-    cut = cutting.look(original, ids, subject.artifact.manifest.sub_experts)
-    scanned = [entry for entry in next(iter(by_method.values())) if entry.asked in _SCANNED]
+    cut = cutting.look(original, ids, n)
     return Record(
         command=" ".join(["python -m bench.refactor", *sys.argv[1:]]),
         texts=_texts(arguments),
         tokens=subject.windows.tokens,
         perplexity=math.exp(loss),
-        sub_experts={name: which.artifact.manifest.sub_experts for name, which in n.items()},
+        sub_experts=[which.artifact.manifest.sub_experts for which in subjects],
         rows=rows,
         scan=_SCANNED,
-        steps=compared.steps(scanned),
+        steps=compared.steps([entry for entry in ours if entry.asked in _SCANNED]),
         served=served,
         cut=cut,
     )
 
 
-def _levels(which: Subject, default: Subject) -> tuple[int, ...]:
-    """All for the default artifact; for another the shares that have marks."""
-    return LEVELS if which is default else tuple(round(100 * share) for share in marks.SHARES)
+def _auto(subject: Subject) -> list[Entry]:
+    """The artifact whose N was chosen, at the shares that have marks."""
+    name = f"{OURS}, N auto ({subject.artifact.manifest.sub_experts})"
+    return [compared.of_level(subject, name, round(100 * share)) for share in marks.SHARES]
 
 
-def _refactored(arguments: argparse.Namespace, scratch: Path, clock: StageClock) -> Path:
-    options = Options(
-        str(arguments.model),
-        scratch / "artifact",
-        arguments.calibration,
-        sub_experts=arguments.sub_experts,
-        seed=arguments.seed,
-    )
-    clock.begin("refactor: read")
-    refactor(options, lambda stages: Progress(stages, [log_view, clock.refactoring]))
-    return options.out
+def _artifacts(arguments: argparse.Namespace, scratch: Path, clock: StageClock) -> list[Path]:
+    """The default one, and the one whose N was chosen where there is one."""
+    if arguments.artifact:
+        return [path for path in (arguments.artifact, arguments.auto_artifact) if path]
+    found = []
+    for name, sub_experts in (("N = 8", 8), ("N auto", None)):
+        options = Options(
+            str(arguments.model),
+            scratch / name.replace(" ", ""),
+            arguments.calibration,
+            sub_experts=sub_experts,
+            seed=arguments.seed,
+        )
+        views: list[View] = [log_view, clock.refactoring(f"refactor, {name}")]
+        refactor(options, partial(_progress, views))
+        found.append(options.out)
+    return found
+
+
+def _progress(views: list[View], stages: list[Stage]) -> Progress:
+    return Progress(stages, views)
 
 
 def _held_out(scratch: Path) -> Path:

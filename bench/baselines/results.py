@@ -30,7 +30,7 @@ class Record:
     texts: dict[str, str]
     tokens: int
     perplexity: float
-    sub_experts: dict[str, int]  # method -> N
+    sub_experts: list[int]  # of each artifact
     rows: list[Row]
     scan: tuple[float, ...]
     steps: list[Step]
@@ -61,7 +61,7 @@ class Record:
                 kind = "auto" if "auto" in method else "default"
                 found += marks.quality(self.of(method), rivals, kind)
         found += marks.range_of_levels(self.scanned, self.steps)
-        found += marks.served(self.served)
+        found += marks.served(self.served) if self.served else []
         return found + marks.cutting(self.cut)
 
     def as_text(self) -> str:
@@ -73,8 +73,7 @@ class Record:
             "at equal bytes, one token at a time",
             _aligned(self._by_bytes()),
             self._points(),
-            "as served in decode batches",
-            _aligned(self._as_served()),
+            *(["as served in decode batches", _aligned(self._as_served())] if self.served else []),
             self._cutting(),
             "seconds: " + ", ".join(f"{name} {value}" for name, value in self.seconds.items()),
             "\n".join(map(str, self.marks())),

@@ -2,7 +2,7 @@
 
 import time
 
-from prism_refactor.progress import Standing
+from prism_refactor.progress import Standing, View
 
 
 class StageClock:
@@ -18,10 +18,15 @@ class StageClock:
         self._stop()
         self._running = name
 
-    def refactoring(self, standing: Standing) -> None:
-        """A view of a refactoring's progress: the time up to a step belongs to the step's stage."""
-        self._running = f"refactor: {standing.stage}"
-        self._stop()
+    def refactoring(self, name: str) -> View:
+        """A view of a refactoring's progress: time up to a step belongs to the step's stage."""
+        self.begin(f"{name}: start")
+
+        def view(standing: Standing) -> None:
+            self._running = f"{name}: {standing.stage}"
+            self._stop()
+
+        return view
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds so far, in the order they began."""

@@ -217,10 +217,10 @@ def test_seconds_of_a_refactoring_go_to_its_stages(monkeypatch: pytest.MonkeyPat
     now = [0.0]
     monkeypatch.setattr("bench.baselines.timing.time.monotonic", lambda: now[0])
     clock = StageClock()
-    clock.begin("refactor: read")
+    view = clock.refactoring("refactor")
     for at, stage in ((2.0, "partition"), (5.0, "partition"), (6.0, "write")):
         now[0] = at
-        clock.refactoring(Standing(stage, 1, 1, 0.5, None))
+        view(Standing(stage, 1, 1, 0.5, None))
     clock.begin("measure")
     now[0] = 10.0
     assert clock.seconds() == {
@@ -248,6 +248,7 @@ def test_the_whole_benchmark_on_a_small_model(
     given = {
         "model": checkpoint,
         "artifact": artifact.path,
+        "auto-artifact": artifact.path,
         "calibration": tmp_path / "calibration.jsonl",
         "validation": tmp_path / "validation.jsonl",
         "tokens": 8192,
@@ -261,7 +262,12 @@ def test_the_whole_benchmark_on_a_small_model(
     assert bench.main() == 1  # a random model misses marks
     found = json.loads(out.read_text())
     assert plot.read_bytes()[:4] == b"\x89PNG"
-    assert {row["method"] for row in found["rows"]} >= {"ours, N = 4", "lower top-k", "MoE-Prism"}
+    assert {row["method"] for row in found["rows"]} >= {
+        "ours, N = 4",
+        "ours, N auto (4)",
+        "lower top-k",
+        "MoE-Prism",
+    }
     assert {point["batch"] for point in found["served"]} == {8, 32}
     assert all("holds" in mark for mark in found["marks"])
     full = next(row for row in found["rows"] if row["asked"] == 1.0)
