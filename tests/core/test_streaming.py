@@ -78,5 +78,5 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"vocab_size": 5000}))
-    with pytest.raises(CheckpointError, match="do not fit config.json"):
+    with pytest.raises(CheckpointError, match=r"do not fit config\.json"):
         StreamedModel(tmp_path / "model", torch.float32)
