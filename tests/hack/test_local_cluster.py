@@ -107,20 +107,20 @@ def test_go_too_old_to_fetch_another_is_refused_with_both_versions(programs) -> 
 
 
 def test_missing_go_is_an_error_with_what_to_do(programs, tmp_path: Path) -> None:
-    done = run("build", HOME=str(tmp_path), PRISM_LOCAL_CLUSTER=str(tmp_path / "state"))
+    done = run("build", PRISM_CACHE=str(tmp_path), PRISM_LOCAL_CLUSTER=str(tmp_path / "state"))
     assert done.returncode == 1
     assert "Go 1.25 or later is not installed" in done.stderr
 
 
 def test_programs_built_before_are_linked_and_not_built_again(programs, tmp_path: Path) -> None:
     digest = call("from node import programs as p; print(p.digest())").stdout.strip()
-    built = tmp_path / ".cache/prism/programs" / digest
+    built = tmp_path / "programs" / digest
     built.mkdir(parents=True)
     (built / "built").touch()
     programs.add("go", "exit 1")
     for state in ("one", "two"):
         folder = tmp_path / state
-        done = run("build", HOME=str(tmp_path), PRISM_LOCAL_CLUSTER=str(folder))
+        done = run("build", PRISM_CACHE=str(tmp_path), PRISM_LOCAL_CLUSTER=str(folder))
         assert done.stdout.strip() == str(folder / "bin")
         assert (folder / "bin").resolve() == built
     assert programs.calls == []
