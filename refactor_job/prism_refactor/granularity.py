@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from prism.contract import DEFAULT_SUB_EXPERTS
 from prism.streaming import StreamedModel
 from torch import Tensor
 
@@ -109,8 +110,8 @@ def choose(model: StreamedModel, ids: Tensor, width: int, seed: int) -> int:
     ids [S, W]: calibration windows, of which some are used.
     """
     tried = candidates(width)
-    if len(tried) == 1:
-        return tried[0]
+    if len(tried) < 2:
+        return DEFAULT_SUB_EXPERTS
     sampled = {0, len(model.moe) // 2}
     losses: list[dict[int, dict[float, float]]] = []
 

@@ -60,7 +60,7 @@ class Needs:
     memory_bytes: int
     disk_bytes: int
     operations: dict[str, float]  # stage -> floating-point operations
-    search_neuron_tokens: float  # work of the swap search: proposals x tokens
+    search_work: float  # work of the swap search: proposals x tokens
     written_bytes: int
 
     @classmethod

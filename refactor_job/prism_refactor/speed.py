@@ -51,6 +51,6 @@ def seconds(
     """Stage -> seconds on this machine."""
     rate = operations_per_second(dtype, device) * _EFFICIENCY
     found = {stage: operations / rate for stage, operations in needs.operations.items()}
-    found["partition"] += needs.search_neuron_tokens / search_per_second(sub_experts) / cores
+    found["partition"] += needs.search_work / search_per_second(sub_experts) / cores
     found["write"] = needs.written_bytes / _WRITE_BYTES_PER_S
     return found
