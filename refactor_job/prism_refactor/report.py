@@ -83,7 +83,8 @@ def _sections(m: Material) -> list[tuple[str, str, str]]:
             "As served in decode batches",
             "A batch reads the union of what its tokens select. Riding along, each token also "
             "computes what its neighbours make the batch read anyway: more compute, the same "
-            "weights, less loss than above. Counted on calibration text, overheads included; "
+            "weights, less loss than above. Counted on calibration text, overheads included (where "
+            "it has fewer sequences than a batch, the last size that fits is repeated); "
             "<code>prism eval --batch 8 --ride-along</code> measures the loss.",
             quality.served(manifest.batch_curves),
         ),

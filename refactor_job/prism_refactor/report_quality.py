@@ -21,6 +21,7 @@ SERVED: Final = (75, 50, 25)
 _KINDS: Final = ("a", "b", "c")
 _CARD_BATCH: Final = 8.0
 _HALF_WIDTH: Final = (400, 300)  # of two charts side by side
+_UNIT: Final = "\u00a0%"  # stays on the line of its number
 _SMALLEST: Final = 0.01  # percent; less than this is drawn on the floor of the plot
 
 Curves = dict[str, dict[str, list[float]]]
@@ -49,12 +50,15 @@ def cards(points: Sequence[OperatingPoint], curves: Curves) -> str:
         if point is None or point.level == MAX_LEVEL:
             parts.append(f"<div>at most {bound:g} % loss<b>none</b>below 100 was measured</div>")
             continue
-        saved = f"computes {100 * point.active_share:.0f} % of its experts"
+        saved = f"a token computes {100 * point.active_share:.0f}{_UNIT} of its experts"
         share = bytes_share(curves, point.level, _CARD_BATCH)
         if share is not None:
-            saved += f", a batch of {_CARD_BATCH:g} reads {100 * share:.0f} %"
+            saved += f", a batch of {_CARD_BATCH:g} reads {100 * share:.0f}{_UNIT} of their bytes"
         parts.append(f"<div>at most {bound:g} % loss<b>level {point.level}</b>{saved}</div>")
-    return f'<div class="cards">{"".join(parts)}</div>'
+    return (
+        f'<div class="cards">{"".join(parts)}</div><p class="note">The lowest measured level that, '
+        "like all above it, stays below the bound with two standard errors to spare.</p>"
+    )
 
 
 def bytes_share(curves: Curves, level: int, batch: float) -> float | None:
@@ -86,7 +90,8 @@ def comparison(points: Sequence[OperatingPoint], top_k: dict[int, OperatingPoint
             continue
         # A ratio to next to nothing would be a number without meaning.
         times = f", {loss / same:.0f} times less" if same > loss / 100 else ""
-        parts.append(f"top-{k} loses {loss:.2f} %, a level of its cost {same:.2f} %{times}")
+        words = f"top-{k} loses {loss:.2f} %, a level of its cost {same:.2f} %{times}"
+        parts.append(words.replace(" %", _UNIT))
     return f'<p class="note">At equal cost: {"; ".join(parts)}.</p>' if parts else ""
 
 
@@ -216,7 +221,7 @@ def by_layer(layers: Sequence[LayerFindings], sub_experts: int) -> str:
         [
             Line("sub-experts as cut", "a", list(zip(numbers, kept, strict=True))),
             Line(
-                "neurons in the source's order",
+                "as in the source",
                 "base",
                 list(zip(numbers, unsorted, strict=True)),
                 dashed=True,

@@ -35,7 +35,7 @@ def usage(layers: Sequence[LayerFindings]) -> str:
         f"that select the sub-expert at level {USAGE_LEVEL}, from none "
         f'<span class="key">{key}</span> to all. The line above: how often the expert itself is '
         "chosen, dark at twice the mean or more. One dark row and pale ones below is what a good "
-        f"cut looks like; an even grey saves nothing.{left_out}</p>"
+        f"cut looks like; an even shade saves nothing.{left_out}</p>"
         f'<div class="maps">{maps}</div>'
     )
 

@@ -26,7 +26,9 @@ p.warning { background: var(--warn); border-left: 4px solid var(--warnline); mar
   padding: .8rem 1rem; color: var(--soft); font-size: .85rem; }
 .cards b { display: block; color: var(--ink); font-size: 1.45rem; line-height: 1.35; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
-.pair figcaption { display: grid; grid-template-columns: repeat(2, max-content); }
+.pair figure, .maps figure { min-width: 0; }
+.pair figcaption { display: grid; grid-template-columns: repeat(2, auto); padding-left: 1rem;
+  justify-content: start; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
   font-size: .92rem; }
 .wide { overflow-x: auto; }
@@ -46,7 +48,7 @@ figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; color: var(--sof
   font-size: .85rem; padding-left: 3.2rem; }
 figcaption svg { width: 28px; height: 10px; margin-right: .4rem; }
 svg text { fill: var(--soft); font-size: 12px; font-family: system-ui, sans-serif; }
-svg text.axis { font-size: 12.5px; } figure + p.note { margin-top: .8rem; }
+svg text.axis { font-size: 12.5px; } figure + p.note, .cards + p.note { margin-top: .8rem; }
 .grid { stroke: var(--line); } .tick { stroke: var(--soft); }
 .line { fill: none; stroke-width: 2; } .dashed { stroke-dasharray: 5 4; }
 .error { fill: none; stroke-width: 1.4; opacity: .75; }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from prism.artifact import open_artifact
+from prism.artifact import Artifact, Manifest, open_artifact
 from prism_refactor import outcome
 from prism_refactor.calibration_check import FAR_BITS, distance_bits, warnings
 from prism_refactor.job import refactor
@@ -64,6 +64,12 @@ def test_what_is_said(tokens: int, experts: int, distance: float | None, words: 
     assert len(found) == len(words)
     for sentence, expected in zip(found, words, strict=True):
         assert expected in sentence
+
+
+def test_a_manifest_from_before_the_warnings_is_still_read(artifact: Artifact) -> None:
+    raw = json.loads(artifact.manifest.to_json())
+    del raw["calibration"]["warnings"]
+    assert Manifest.from_json(json.dumps(raw)).calibration.warnings == ()
 
 
 def test_odd_text_is_told_in_log_manifest_message_and_report(
