@@ -60,7 +60,7 @@ def main() -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record.as_json(), indent=1) + "\n")
     draw(record, arguments.plot)
-    return 1 if any(not mark.holds for mark in record.marks()) else 0
+    return 1 if any(not (mark.holds or mark.beyond) for mark in record.marks()) else 0
 
 
 def _arguments() -> argparse.Namespace:

@@ -119,7 +119,8 @@ def measure(
 ) -> tuple[float, list[Row]]:
     """(the original's mean loss, one row per entry) on windows [S, W + 1]; `told` hears how far."""
     losses: list[Tensor] = []
-    batches = Windows(windows).batches(_SEQUENCES)
+    mixed = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
+    batches = Windows(windows[mixed]).batches(_SEQUENCES)  # each a sample of all of the text
     for number, ids in enumerate(batches, start=1):
         due = [entry for entry in entries if (number - 1) % entry.every == 0]
         full = original.hidden(ids[:, :-1])

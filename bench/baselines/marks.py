@@ -19,6 +19,8 @@ OWN_SHARE_WITHIN = 0.01
 POINTS = 20
 SERVED = ((8, 0.68, 0.3), (8, 0.43, 2.0), (32, 0.71, 0.85), (32, 0.51, 3.0))  # batch, bytes, loss
 OF_SHARED_EXPERTS = 1 / 5
+STRENGTHENED = "with means"  # our own addition to published skippers
+REROUTED = "re-routed"  # tokens choose again among the kept: our own, stronger, form
 _NEAR_BYTES = 0.03  # whole experts come in steps
 KEPT_MASS = 0.945
 SECONDS_PER_EXPERT = {256: 0.2, 1024: 1.5}
@@ -26,12 +28,13 @@ SECONDS_PER_EXPERT = {256: 0.2, 1024: 1.5}
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One figure that has a limit."""
+    """One figure that has a limit; `beyond`: harder than was asked, and nothing fails by it."""
 
     what: str
     figure: float
     limit: float
     at_most: bool = True
+    beyond: bool = False
 
     @property
     def holds(self) -> bool:
@@ -39,7 +42,7 @@ class Mark:
 
     def __str__(self) -> str:
         sign = "<=" if self.at_most else ">="
-        verdict = "ok    " if self.holds else "MISSED"
+        verdict = "ok    " if self.holds else "beyond" if self.beyond else "MISSED"
         return f"{verdict} {self.what}: {self.figure:.3g} (mark {sign} {self.limit:.3g})"
 
 
@@ -59,12 +62,24 @@ def quality(ours: Sequence[Row], baselines: Sequence[Row], kind: str) -> list[Ma
         marks.append(Mark(f"{name}: loss in %", row.loss, limit))
         off = 100 * abs(row.own_share - share)
         marks.append(Mark(f"{name}: own share off by points", off, 100 * OWN_SHARE_WITHIN))
-        rivals = [other for other in baselines if abs(other.asked - share) < 1e-6]
-        if rivals and kind == "default":
-            best = min(rivals, key=lambda other: other.loss)
-            what = f"{name}: loss over that of {best.method} ({best.loss:.2f} %)"
-            marks.append(Mark(what, row.loss / best.loss, ratio))
+        if kind == "default":
+            here = [other for other in baselines if abs(other.asked - share) < 1e-6]
+            published = [other for other in here if not other.method.endswith(STRENGTHENED)]
+            strengthened = [other for other in here if other.method.endswith(STRENGTHENED)]
+            marks += _beside(row.loss, name, published, ratio, beyond=False)
+            marks += _beside(row.loss, name, strengthened, ratio, beyond=True)
     return marks
+
+
+def _beside(
+    loss: float, name: str, rivals: Sequence[Row], ratio: float, *, beyond: bool
+) -> list[Mark]:
+    """Loss over that of the best rival; nothing where there is none."""
+    if not rivals:
+        return []
+    best = min(rivals, key=lambda other: other.loss)
+    what = f"{name}: loss over that of {best.method} ({best.loss:.2f} %)"
+    return [Mark(what, loss / best.loss, ratio, beyond=beyond)]
 
 
 def non_dominated(points: Sequence[tuple[float, float]]) -> int:
@@ -104,12 +119,12 @@ def served(points: Sequence[ServedPoint]) -> list[Mark]:
         there = [_loss(p) for p in ours if p.bytes_share <= bytes_share]
         marks.append(Mark(what, min(there, default=float("inf")), loss))
         rivals = [p for p in points if p.level is None and p.batch == batch]
-        rivals = [p for p in rivals if abs(p.bytes_share - bytes_share) < _NEAR_BYTES]
-        if rivals and there:
-            best = min(rivals, key=_loss)
-            read = 100 * best.bytes_share
-            what = f"  beside {best.method} ({_loss(best):.2f} % at {read:.0f} %): loss over it"
-            marks.append(Mark(what, min(there) / _loss(best), OF_SHARED_EXPERTS))
+        for rival in (p for p in rivals if abs(p.bytes_share - bytes_share) < _NEAR_BYTES):
+            read = 100 * rival.bytes_share
+            what = f"  beside {rival.method} ({_loss(rival):.2f} % at {read:.0f} %): loss over it"
+            figure = min(there, default=float("inf")) / _loss(rival)
+            beyond = rival.method.endswith(REROUTED)
+            marks.append(Mark(what, figure, OF_SHARED_EXPERTS, beyond=beyond))
     return marks
 
 

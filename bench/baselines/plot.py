@@ -90,8 +90,8 @@ def _served(axes: Any, record: Record) -> None:
         for label, points, style in (
             ("ours with ride-along", [p for p in here if p.level], {"color": ours, "marker": "o"}),
             (
-                SHARED,
-                [p for p in here if p.method == SHARED],
+                f"{SHARED}, re-routed",
+                [p for p in here if p.method == f"{SHARED}, re-routed"],
                 {"color": theirs, "marker": "s", "ls": "--"},
             ),
         ):

@@ -20,7 +20,7 @@ from prism_refactor.served import (
     run_batches,
 )
 from prism_refactor.text import Windows
-from prism_refactor.whole_experts import Shared, deciding
+from prism_refactor.whole_experts import Form, Shared, deciding
 
 SHARED = "whole experts shared"
 GRID = (75, 50, 25, 12)
@@ -68,8 +68,9 @@ def _bytes_share(subject: Subject, batch: int, part: Windows, run: Run) -> float
 
 
 def _shared(subject: Subject, shares: Sequence[float]) -> list[Run]:
-    """Re-routed, where the router lets us: it loses less than dropping in every case tried."""
+    forms: tuple[Form, ...] = ("dropped", "masked", "re-routed")
     return [
-        Run(SHARED, None, False, partial(deciding, subject.model, Shared(share, reroute=True)))
+        Run(f"{SHARED}, {form}", None, False, partial(deciding, subject.model, Shared(share, form)))
         for share in shares
+        for form in forms
     ]

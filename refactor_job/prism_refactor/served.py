@@ -26,8 +26,9 @@ from prism_refactor.evaluate import Sample
 from prism_refactor.measure import Subject, open_subject
 from prism_refactor.paired import compare, last_hidden
 from prism_refactor.text import Windows
-from prism_refactor.whole_experts import Rule, Shared, TopK, deciding
+from prism_refactor.whole_experts import Form, Rule, Shared, TopK, deciding
 
+_FORMS: Final[tuple[Form, ...]] = ("re-routed", "dropped")
 _SEQUENCES: Final = 16  # per forward pass, unless one batch has more
 
 Around = Callable[[Tensor, SelectionStats], AbstractContextManager[None]]
@@ -100,13 +101,13 @@ def _at_level(
 
 
 def baseline_runs(model: Any, shares: Sequence[float]) -> list[Run]:
-    """Whole experts shared at each of ``shares`` of the bytes, in both forms, and each lower k."""
+    """Whole experts shared at each of ``shares`` of the bytes, and each lower k."""
     config = model.config.get_text_config()
     normalised = bool(getattr(config, "norm_topk_prob", False))
     rules: list[tuple[str, Rule]] = []
     for share in shares:
-        rules.append((f"experts shared, {100 * share:.0f} %, re-routed", Shared(share, True)))
-        rules.append((f"experts shared, {100 * share:.0f} %, dropped", Shared(share, False)))
+        for form in _FORMS:
+            rules.append((f"experts shared, {100 * share:.0f} %, {form}", Shared(share, form)))
     for k in range(int(config.num_experts_per_tok) - 1, 0, -1):
         rules.append((f"top-{k}", TopK(k, normalised)))
     return [Run(name, None, False, partial(deciding, model, rule)) for name, rule in rules]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from prism import selection
@@ -54,22 +54,29 @@ class TopK:
         return routing.index, _with_mass_of(routing.weights, kept) if self.renormalise else kept
 
 
+Form = Literal["dropped", "masked", "re-routed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """Each batch keeps ``share`` of the experts it hits, those with the largest summed gate.
 
-    ``reroute``: tokens choose again among the kept; else what is not kept is dropped.
+    dropped: a token's other experts are left out. masked: the router's logits of the others are,
+    so tokens choose again and the softmax is over the kept. re-routed: they choose again, and their
+    gate weights sum to what they did. Where the router is no softmax all forms drop.
     """
 
     share: float
-    reroute: bool
+    form: Form
 
     def __call__(self, routing: Routing) -> tuple[Tensor, Tensor]:
         kept = self._kept(routing)  # [T, E] of each token's batch
-        if routing.probabilities is None or not self.reroute:
+        if routing.probabilities is None or self.form == "dropped":
             return routing.index, routing.weights * kept.gather(1, routing.index)
-        slots = routing.index.shape[1]
-        weights, index = (routing.probabilities * kept).topk(slots, dim=-1)
+        there = routing.probabilities * kept
+        weights, index = there.topk(routing.index.shape[1], dim=-1)
+        if self.form == "masked":
+            return index, weights / there.sum(-1, keepdim=True).clamp(min=1e-9)
         return index, _with_mass_of(routing.weights, weights)
 
     def _kept(self, routing: Routing) -> Tensor:

@@ -185,6 +185,9 @@ def test_quality_marks_compare_with_the_better_baseline() -> None:
     assert found["ours at 50 %: loss over that of b (2.00 %)"].figure == pytest.approx(0.3)
     assert not found["ours at 25 %: own share off by points"].holds
     assert found["ours at 25 %: loss over that of a (20.00 %)"].holds
+    harder = quality(ours, [row("b, with means", 0.5, 2.0)], "default")[-3]
+    assert harder.beyond
+    assert str(harder).startswith("beyond")
 
 
 def test_levels_must_fall_in_order_and_give_enough_points() -> None:
