@@ -1,8 +1,8 @@
 """`prism version`: one line, no heavy import."""
 
 import argparse
-from importlib.metadata import version
 
+from prism import __version__
 from prism.contract import ExitCode
 
 
@@ -13,5 +13,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the distribution's version."""
     del arguments
-    print(f"prism {version('moe-prism')}")
+    print(f"prism {__version__}")
     return ExitCode.OK

@@ -129,7 +129,8 @@ class StreamedModel:
         try:
             files = {file: safe_open(file, framework="pt") for file in map(self._files.get, names)}
             slices = {name: files[self._files[name]].get_slice(name) for name in names}  # type: ignore[no-untyped-call]
-            report, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
+            with _no_progress_bar():  # one per layer would bury everything else
+                report, _ = convert_and_load_state_dict_in_model(self.model, slices, config)
         except SafetensorError as error:
             raise CheckpointError(f"{self.path}: the weights cannot be read ({error})") from error
         tied = self.model.all_tied_weights_keys
@@ -204,3 +205,16 @@ class StreamedModel:
         finally:
             for layer in self.layers:
                 del layer.forward
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

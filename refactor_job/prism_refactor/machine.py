@@ -9,12 +9,14 @@ checkpoint's own dtype, and the log says so.
 import logging
 import os
 import platform
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Final
 
+import prism
+import safetensors
 import torch
+import transformers
 
 from prism_refactor.source import Checkpoint
 
@@ -80,8 +82,8 @@ def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 def description() -> list[tuple[str, str]]:
     """What ran here, for a record: (name, value)."""
-    names = ("moe-prism", "torch", "transformers", "safetensors")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    modules = (prism, torch, transformers, safetensors)
+    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in modules)
     here = device()
     computed_on = f"{processor()}, {torch.get_num_threads()} threads"
     if here.type == "cuda":

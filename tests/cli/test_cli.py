@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+import prism
 import pytest
 from prism.contract import ExitCode
 from prism.manifest import OperatingPoint
@@ -31,6 +32,14 @@ def test_light_commands_load_no_torch(arguments: list[str]) -> None:
 def test_version_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == ExitCode.OK
     assert capsys.readouterr().out.startswith("prism 0.")
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    """Images carry the sources alone, so the version is in them and not in package metadata."""
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert prism.__version__ == project["version"]
 
 
 @pytest.mark.parametrize(
