@@ -19,8 +19,8 @@ MIN_EVALUATION_TOKENS: Final = 512
 MAX_SEED: Final = 2**31 - 1  # as in the CRD; each search's own seed is made from it in 64 bits
 
 SEARCH_TOKENS: Final = 3_072  # per expert, for the swap search
-SEARCH_PROPOSALS_PER_NEURON: Final = 320
-FIT_TOKENS: Final = 12_288  # per expert, for the sub-router
+SEARCH_PROPOSALS_PER_NEURON: Final = 256
+FIT_TOKENS: Final = 6_144  # per expert, for the sub-router
 COMPENSATION_TOKENS: Final = 1_024  # per expert and knot, for means and scalars
 KNOT_STRIDE: Final = 2  # every second calibration window is used for a knot
 KNOTS: Final = (90, 75, 50, 35, 25, 10)
