@@ -13,7 +13,7 @@ from prism.contract import DEFAULT_SUB_EXPERTS
 
 WINDOW: Final = 256  # tokens per calibration sequence
 CALIBRATION_TOKENS: Final = 40_960  # partition, sub-router, thresholds
-EVALUATION_TOKENS: Final = 12_288
+EVALUATION_TOKENS: Final = 8_192
 MIN_CALIBRATION_TOKENS: Final = 2_048
 MIN_EVALUATION_TOKENS: Final = 512
 MAX_SEED: Final = 2**31 - 1  # as in the CRD; each search's own seed is made from it in 64 bits
