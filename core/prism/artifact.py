@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism import contract
+from prism.blocks import block_digest, block_tensors
 from prism.checkpoint import (
     CheckpointError,
     TensorEntry,
-    block_digest,
-    block_tensors,
     file_digest,
     open_checkpoint,
     read_header,

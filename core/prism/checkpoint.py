@@ -1,34 +1,25 @@
-"""A Hugging Face checkpoint directory as files: headers, tensor names, block digests.
+"""A Hugging Face checkpoint directory as files: safetensors headers and the weight index.
 
-Reads headers and bytes only and needs the standard library alone: names, shapes and digests of a
-70 GB checkpoint are known in milliseconds, without torch. Decision: a block (one expert of one
-layer) is digested over its bytes as they lie in the file, found by the names that the manifest
-records, so `verify` needs neither the model class nor the dtype, and a corrupt expert is named as
-such.
+Reads headers only and needs the standard library alone: names and shapes of a 70 GB checkpoint are
+known in milliseconds, without torch. Decision: headers and index come from strangers, so they are
+read more strictly than the format's own library does, before any byte of a weight is trusted:
+whole ranges, no tensor twice, no file elsewhere; every problem is told at once.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1}
+_TOO_MANY = 1 << 62  # bytes or items: no file is that large
+_NAMED = 5  # of many like problems
 _ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-
-# Names of an expert's tensors in artifacts whose manifest does not say them, by what the path of
-# the experts module is called in the files.
-_NAMINGS = (
-    (("", ""), ("gate_proj", "up_proj", "down_proj")),
-    ((".mlp.experts", ".block_sparse_moe.experts"), ("w1", "w3", "w2")),
-)
-_PART = re.compile(r"(.*)\[(\d+)\]")
 
 
 class CheckpointError(ValueError):
@@ -61,16 +52,11 @@ class TensorEntry:
         return data
 
 
-class BlockNames(NamedTuple):
-    """Tensor names of one expert."""
-
-    gate: str
-    up: str
-    down: str
-
-
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Entries of one safetensors file; raises CheckpointError when it is corrupt or truncated."""
+    """Entries of one safetensors file; raises CheckpointError when it is corrupt or truncated.
+
+    Tensors must cover the bytes after the header without hole or overlap, as the format demands.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -80,47 +66,84 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
                     f"{file}: {size} bytes cannot hold a header of {length}; truncated or no "
                     "safetensors file; copy it again"
                 )
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_each_once)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
+    except _TwiceError as error:
+        raise CheckpointError(f"{file}: header names {error} twice") from error
+    except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file}: header is not JSON; not a safetensors file") from error
-    entries = _entries(file, header, 8 + length)
-    end = max((entry.end for entry in entries.values()), default=8 + length)
-    if end != size:
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: header is no JSON object; not a safetensors file")
+    entries = {
+        name: _entry(file, name, info, 8 + length)
+        for name, info in header.items()
+        if name != "__metadata__"
+    }
+    _require_covered(file, entries, 8 + length, size)
+    return entries
+
+
+class _TwiceError(Exception):
+    """A name that occurs twice in one JSON object."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _TwiceError(name)
+        found[name] = value
+    return found
+
+
+def _entry(file: Path, name: str, info: Any, base: int) -> TensorEntry:
+    info = info if isinstance(info, dict) else {}
+    dtype, shape, offsets = (info.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets, 2):
         raise CheckpointError(
-            f"{file}: {size} bytes where its header says {end}; truncated? copy it again"
+            f"{file}: {name}: header entry is malformed (dtype {dtype!r:.40}, shape {shape!r:.40}, "
+            f"offsets {offsets!r:.40})"
         )
-    return entries
+    start, end = offsets
+    item = _ITEM_BYTES.get(dtype)
+    if end < start or (item is not None and prod(shape) * item != end - start):
+        raise CheckpointError(f"{file}: {name}: {end - start} bytes for shape {tuple(shape)}")
+    return TensorEntry(file, dtype, tuple(shape), base + start, base + end)
 
 
-def _entries(file: Path, header: Any, base: int) -> dict[str, TensorEntry]:
-    entries = {}
-    try:
-        for name, info in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = info["data_offsets"]
-            shape = tuple(int(n) for n in info["shape"])
-            item = _ITEM_BYTES.get(info["dtype"])
-            if end < start or (item is not None and prod(shape) * item != end - start):
-                raise CheckpointError(f"{file}: {name}: {end - start} bytes for shape {shape}")
-            entries[name] = TensorEntry(file, info["dtype"], shape, base + start, base + end)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: header entry is malformed ({error})") from error
-    return entries
+def _counts(value: Any, length: int | None = None) -> bool:
+    """Whether it is a list of whole numbers from 0 that a file's size can be (JSON knows more)."""
+    if not isinstance(value, list) or len(value) != (len(value) if length is None else length):
+        return False
+    return all(type(number) is int and 0 <= number < _TOO_MANY for number in value)
+
+
+def _require_covered(file: Path, entries: dict[str, TensorEntry], base: int, size: int) -> None:
+    at, before = base, "the header"
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != at:
+            what = "overlaps" if entry.start < at else "leaves a hole behind"
+            raise CheckpointError(f"{file}: {name} {what} {before}; corrupt: copy it again")
+        at, before = entry.end, name
+    if at != size:
+        raise CheckpointError(
+            f"{file}: {size} bytes where its header says {at}; truncated? copy it again"
+        )
 
 
 def open_checkpoint(directory: Path) -> dict[str, TensorEntry]:
-    """All tensors of a single-file or sharded checkpoint; raises CheckpointError, all problems."""
+    """All tensors of a single-file or sharded checkpoint; raises CheckpointError, all problems.
+
+    With an index every tensor that it promises is in its file, and no tensor is in two files.
+    """
     index = directory / INDEX_FILE
+    promised: dict[str, str] = {}
     if index.exists():
-        try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index}: not a weight index ({error})") from error
+        promised = _read_index(index)
+        files = sorted(set(promised.values()))
     elif (directory / SINGLE_FILE).exists():
         files = [SINGLE_FILE]
     else:
@@ -129,70 +152,51 @@ def open_checkpoint(directory: Path) -> dict[str, TensorEntry]:
     problems = []
     for name in files:
         try:
-            entries |= read_header(directory / name)
+            found = read_header(directory / name)
         except CheckpointError as error:
             problems.append(str(error))
+            continue
+        problems += [
+            f"{directory}: {tensor} is in {entries[tensor].file.name} and in {name}; which one "
+            "counts is anybody's guess: keep one"
+            for tensor in sorted(found.keys() & entries.keys())[:_NAMED]
+        ]
+        entries |= found
+    problems = problems or _broken_promises(index, promised, entries)
     if problems:
         raise CheckpointError("\n".join(problems))
     return entries
 
 
-def block_names(names: Iterable[str], layer: str, expert: int) -> BlockNames:
-    """Tensor names of expert `expert` of the experts module `layer`, whichever naming is used.
-
-    Raises CheckpointError when the checkpoint stores experts in no per-expert layout we know.
-    """
-    known = names if isinstance(names, set | dict | frozenset) else set(names)
-    for (old, new), parts in _NAMINGS:
-        prefix = layer.replace(old, new) if old else layer
-        block = BlockNames(*(f"{prefix}.{expert}.{part}.weight" for part in parts))
-        if all(name in known for name in block):
-            return block
-    raise CheckpointError(
-        f"{layer}: no gate, up and down tensors for expert {expert} under any known naming"
-    )
-
-
-def part_name(name: str, expert: int) -> str:
-    """How a block names its part of a tensor that holds all experts of a layer."""
-    return f"{name}[{expert}]"
+def _read_index(index: Path) -> dict[str, str]:
+    """tensor -> file name in the same directory; a path that leads elsewhere is refused."""
+    try:
+        promised = json.loads(index.read_bytes())["weight_map"]
+        files = set(promised.values())
+    except OSError as error:
+        raise CheckpointError(f"{index}: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a weight index ({error!r:.80})") from error
+    for name in files:
+        if not isinstance(name, str) or not name or {"/", "\\", "\0"} & set(name) or name == "..":
+            raise CheckpointError(f"{index}: {name!r:.80} is no name of a file beside it")
+    return dict(promised)
 
 
-def block_tensors(
-    entries: dict[str, TensorEntry], layer: str, expert: int, templates: Sequence[str] = ()
-) -> tuple[TensorEntry, ...]:
-    """Where one expert's tensors lie. `templates`: their names with "{}" for the expert's number,
-    as the manifest has them; without them the namings of older artifacts are tried.
-
-    Raises CheckpointError when a tensor is not there.
-    """
-    if templates:
-        names = [template.replace("{}", str(expert)) for template in templates]
-        return tuple(_place(entries, layer, name) for name in names)
-    fused = [f"{layer}.{part}" for part in ("gate_up_proj", "down_proj")]
-    if all(name in entries for name in fused):
-        return tuple(_place(entries, layer, part_name(name, expert)) for name in fused)
-    return tuple(entries[name] for name in block_names(entries, layer, expert))
-
-
-def _place(entries: dict[str, TensorEntry], layer: str, name: str) -> TensorEntry:
-    match = _PART.fullmatch(name)
-    entry = entries.get(match[1] if match else name)
-    if entry is None:
-        raise CheckpointError(f"{layer}: the files have no tensor {name}")
-    if match is None:
-        return entry
-    if not entry.shape or int(match[2]) >= entry.shape[0]:
-        raise CheckpointError(f"{entry.file}: {name}: the tensor's shape is {entry.shape}")
-    return entry.part(int(match[2]))
-
-
-def block_digest(*tensors: bytes) -> str:
-    """sha256 (hex) over an expert's stored bytes, in the order of its tensors in the manifest."""
-    digest = hashlib.sha256()
-    for data in tensors:
-        digest.update(data)
-    return digest.hexdigest()
+def _broken_promises(
+    index: Path, promised: dict[str, str], entries: dict[str, TensorEntry]
+) -> list[str]:
+    missing = [
+        name
+        for name, file in promised.items()
+        if name not in entries or entries[name].file.name != file
+    ]
+    if not missing:
+        return []
+    return [
+        f"{index} names {len(missing)} tensors that are not in their file, first {missing[0]}; "
+        "copy the checkpoint again"
+    ]
 
 
 def file_digest(file: Path) -> str:

@@ -10,7 +10,7 @@ schema_version.
 
 import dataclasses
 import json
-import math
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from prism.contract import MAX_LEVEL, MIN_LEVEL, SUB_EXPERT_CHOICES
 
 SCHEMA_VERSION = 2
 MAX_KNOTS = 6
+_HUGE = sys.float_info.max
 
 
 class ArtifactError(ValueError):
@@ -111,7 +112,7 @@ class Manifest:
         """Parse and check; raises ArtifactError naming every problem. `path` is for messages."""
         try:
             raw = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: not valid JSON ({error}); refactor again") from error
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
@@ -140,8 +141,9 @@ def _parse(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     if origin is dict and isinstance(value, dict):
         return {k: _parse(args[1], v, f"{where}.{k}", problems) for k, v in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            problems.append(f"{where}: {value!r} is not a finite number")
+        if not -_HUGE < value < _HUGE:  # neither NaN, infinite nor a JSON integer beyond floats
+            problems.append(f"{where}: {value!r:.80} is not a finite number")
+            return value
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism.checkpoint import TensorEntry, part_name
+from prism.blocks import part_name
+from prism.checkpoint import TensorEntry
 from prism.conversion import Row, UnknownRule, View, expert_rows
 
 _BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,7 +30,7 @@ class Span:
     """
 
     entry: TensorEntry
-    name: str  # the tensor's, as checkpoint.part_name has it where it holds all experts
+    name: str  # the tensor's, as blocks.part_name has it where it holds all experts
     views: tuple[View, ...]
 
     def permuted(self, data: bytes, order: Tensor) -> bytes:

@@ -9,7 +9,7 @@ call them, because their arguments are taken from a pass in which every layer ha
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,11 +98,25 @@ class StreamedModel:
         expected = self.model.state_dict()
         self._files = {name: entry.file for name, entry in open_checkpoint(self.path).items()}
         self._tensors: dict[int, list[str]] = {}
+        filled = set()
         for name in self._files:
             target, _ = rename_source_key(
                 name, renamings, converters, self.model.base_model_prefix, expected
             )
             self._tensors.setdefault(self._place_of(target), []).append(name)
+            filled.add(target)
+        # Told now: a missing tensor of the last layer would else be noticed after hours.
+        require_complete(self.path, self._needed(expected) - filled, ())
+
+    def _needed(self, expected: Iterable[str]) -> set[str]:
+        """Names of the model that a file must fill: neither tied nor made by the model itself."""
+        made = self.model._keys_to_ignore_on_load_missing or ()
+        tied = self.model.all_tied_weights_keys
+        return {
+            name
+            for name in expected
+            if name not in tied and not any(re.search(pattern, name) for pattern in made)
+        }
 
     def _place_of(self, name: str) -> int:
         match = _DECODER_LAYER.match(name)
@@ -153,6 +167,11 @@ class StreamedModel:
             for module, name, parameter in empty:
                 module._parameters[name] = parameter
                 module.__dict__.pop("_prism", None)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens have an embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     def experts(self, place: int) -> Any | None:
         """The experts module of a decoder layer, or None where it has none."""

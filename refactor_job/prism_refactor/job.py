@@ -8,16 +8,20 @@ cannot go unseen.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
 from prism.artifact import Artifact
+from prism.checkpoint import CheckpointError
+from prism.contract import ExitCode
 from prism.places import Block as Places
 from prism.streaming import StreamedModel
 
 from prism_refactor import finish, granularity, reading, request, text, write
 from prism_refactor.cut import Cutter
+from prism_refactor.errors import RefactorError, from_exception
 from prism_refactor.evaluation_pass import Measured, measure_streams, require_same, run_levels
 from prism_refactor.layer_experts import expert_shape
 from prism_refactor.layers import LayerFiles
@@ -54,16 +58,30 @@ def refactor(options: Options, progress_of: Stages) -> Artifact | None:
         return request.confirm(options, files, corpus.digest, folder)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     key = request.key_of(options, files, corpus.digest)
-    with folder.claimed(key, options.shard):
-        run = _Run(options, checkpoint, files, folder, progress_of)
-        run.cut(corpus)
-        if options.shard[0]:
-            return None
-        run.wait()
-    with folder.locked(key):
-        done = run.finish()
-        folder.publish()
+    with _nothing_left_of_bad_input(options, folder):
+        with folder.claimed(key, options.shard):
+            run = _Run(options, checkpoint, files, folder, progress_of)
+            run.cut(corpus)
+            if options.shard[0]:
+                return None
+            run.wait()
+        with folder.locked(key):
+            done = run.finish()
+            folder.publish()
     return Artifact(options.out, done.manifest, done.digest)
+
+
+@contextmanager
+def _nothing_left_of_bad_input(options: Options, folder: PartialFolder) -> Iterator[None]:
+    """Work made from an input that cannot be right is of no use to any later run; other shards,
+    which find the same out for themselves, may still stand in the folder."""
+    try:
+        yield
+    except (RefactorError, CheckpointError) as error:
+        found = from_exception(error)
+        if found and found.exit_code is ExitCode.BAD_INPUT and options.shard[1] == 1:
+            folder.remove()
+        raise
 
 
 class _Run:
@@ -94,7 +112,8 @@ class _Run:
         module = self._model.experts(next(iter(self._model.moe)))
         experts, self._hidden, self._width = expert_shape(module)
         slots = self._checkpoint.experts_per_token
-        self._texts = reading.read(corpus, self._model.tokenizer, self._options, slots, experts)
+        reader = reading.Reader(self._model.tokenizer, self._model.vocabulary, slots, experts)
+        self._texts = reading.read(corpus, reader, self._options)
         self._sub_experts = self._chosen_sub_experts()
         require_divisible(self._checkpoint, self._sub_experts, self._width)
         self._places = write.blocks(self._checkpoint, self._model.model)

@@ -6,7 +6,6 @@ second copies of the weights stay behind, because an artifact that carries unper
 permuted ones is a trap.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from prism import contract
 from prism.architectures import Examined, UnsupportedModel, require_supported
 from prism.checkpoint import INDEX_FILE, CheckpointError, TensorEntry, open_checkpoint
 
+from prism_refactor import integrity
 from prism_refactor.errors import Reason, RefactorError
 
 _log = logging.getLogger(__name__)
@@ -64,12 +64,9 @@ class Checkpoint:
         return sum((self.path / name).stat().st_size for name in self.files)
 
     def digests(self) -> dict[str, str]:
-        """sha256 (hex) of every file that comes along; reads them all once."""
-        found = {}
-        for name in self.files:
-            with (self.path / name).open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return found
+        """sha256 (hex) of every file that comes along, each read once; raises RefactorError where
+        a weight is NaN or infinite."""
+        return integrity.digests(self.path, self.files, self.entries)
 
 
 def open_source(
@@ -83,13 +80,13 @@ def open_source(
     """
     _await_directory(source, wait_s)
     path, revision, found_uri = _locate(source)
+    _require_original(path)
     config = _read_config(path)
     examined = _require_supported(config, servable)
     try:
         entries = open_checkpoint(path)
     except CheckpointError as error:
         raise RefactorError(Reason.CORRUPT_CHECKPOINT, str(error)) from error
-    _require_indexed(path, entries)
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise RefactorError(
             Reason.BAD_INPUT,
@@ -167,6 +164,16 @@ def _download(name: str, revision: str | None) -> tuple[Path, str | None, str]:
     return path, path.name, f"hf://{name}"
 
 
+def _require_original(path: Path) -> None:
+    manifest = path / contract.PRISM_SUBFOLDER / contract.MANIFEST_FILE
+    if manifest.exists():
+        raise RefactorError(
+            Reason.BAD_INPUT,
+            f"{path} is refactored already ({manifest} is there); serve it as it is, or refactor "
+            "the original weights.",
+        )
+
+
 def _read_config(path: Path) -> Any:
     from prism.loading import load_config
 
@@ -213,25 +220,6 @@ def _require_supported(config: Any, servable: bool) -> Examined:
             *(examined.architecture, examined.serve_obstacle),
         )
     return examined
-
-
-def _require_indexed(path: Path, entries: dict[str, TensorEntry]) -> None:
-    """Every tensor that the index promises is in its file."""
-    index = path / INDEX_FILE
-    if not index.exists():
-        return
-    promised: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    missing = [name for name, file in promised.items() if _file_of(entries, name) != file]
-    if missing:
-        raise RefactorError(
-            Reason.CORRUPT_CHECKPOINT,
-            f"{index} names {len(missing)} tensors that are not in their file, first "
-            f"{missing[0]}; copy the checkpoint again.",
-        )
-
-
-def _file_of(entries: dict[str, TensorEntry], name: str) -> str | None:
-    return entries[name].file.name if name in entries else None
 
 
 def require_divisible(checkpoint: Checkpoint, sub_experts: int, width: int) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from prism.architectures import find_expert_modules
-from prism.checkpoint import CheckpointError, TensorEntry, block_digest
+from prism.blocks import block_digest
+from prism.checkpoint import CheckpointError, TensorEntry
 from prism.conversion import UnknownRule
 from prism.places import Block, Span, expert_blocks
 from torch import Tensor

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from prism import artifact
-from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
+from prism.blocks import block_digest, block_names
+from prism.checkpoint import file_digest, open_checkpoint
 
 SUB_EXPERTS = 4
 EXPERTS = 6

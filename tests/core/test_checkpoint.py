@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from prism.checkpoint import CheckpointError, block_names, open_checkpoint, read_header
+from prism.blocks import block_names
+from prism.checkpoint import CheckpointError, open_checkpoint, read_header
 
 
 def write_safetensors(file: Path, header: object, data: bytes = b"") -> Path:
@@ -18,7 +19,8 @@ def entry(start: int, end: int, shape: list[int]) -> dict:
 
 
 def test_header_gives_place_and_bytes(tmp_path: Path) -> None:
-    file = write_safetensors(tmp_path / "a", {"w": entry(4, 12, [2])}, b"....12345678")
+    header = {"v": entry(0, 4, [1]), "w": entry(4, 12, [2])}
+    file = write_safetensors(tmp_path / "a", header, b"....12345678")
     tensor = read_header(file)["w"]
     assert (tensor.shape, tensor.read()) == ((2,), b"12345678")
 
@@ -29,7 +31,7 @@ def test_header_gives_place_and_bytes(tmp_path: Path) -> None:
         (b"", "cannot hold a header"),
         (b"\xff" * 40, "cannot hold a header"),
         ((2).to_bytes(8, "little") + b"xx", "header is not JSON"),
-        ((2).to_bytes(8, "little") + b"[]", "malformed"),
+        ((2).to_bytes(8, "little") + b"[]", "no JSON object"),
         ((10).to_bytes(8, "little") + b'{"w": 1  }', "malformed"),
     ],
 )
@@ -46,6 +48,42 @@ def test_size_and_shape_must_agree(tmp_path: Path) -> None:
     file = write_safetensors(tmp_path / "a", {"w": entry(0, 8, [3])}, b"12345678")
     with pytest.raises(CheckpointError, match=r"8 bytes for shape \(3,\)"):
         read_header(file)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"a": entry(0, 4, [1]), "b": entry(2, 8, [])}, "b: 6 bytes for shape"),
+        ({"a": entry(0, 8, [2]), "b": entry(4, 8, [1])}, "b overlaps a"),
+        ({"a": entry(4, 8, [1])}, "a leaves a hole behind the header"),
+        ({"a": entry(0, 4, [1])}, "truncated"),
+        ({"a": entry(-4, 8, [3])}, "a: header entry is malformed"),
+        ({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}, "malformed"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]}}, "malformed"),
+    ],
+)
+def test_tensors_must_cover_the_file_once(tmp_path: Path, header: dict, words: str) -> None:
+    file = write_safetensors(tmp_path / "a", header, b"12345678")
+    with pytest.raises(CheckpointError, match=words):
+        read_header(file)
+
+
+def test_a_name_twice_in_one_header_is_refused(tmp_path: Path) -> None:
+    one = json.dumps(entry(0, 4, [1]))
+    raw = f'{{"w": {one}, "w": {one}}}'.encode()
+    (tmp_path / "a").write_bytes(len(raw).to_bytes(8, "little") + raw + b"1234")
+    with pytest.raises(CheckpointError, match="names w twice"):
+        read_header(tmp_path / "a")
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_safetensors(tmp_path / "one.safetensors", {"a": entry(0, 4, [1])}, b"1234")
+    both = {"a": entry(0, 4, [1]), "b": entry(4, 8, [1])}
+    write_safetensors(tmp_path / "two.safetensors", both, b"12345678")
+    with pytest.raises(CheckpointError, match=r"a is in one\.safetensors and in two\.safetensors"):
+        open_checkpoint(tmp_path)
 
 
 def test_all_bad_shards_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import transformers
 from prism import conversion, places
 from prism.architectures import find_expert_modules
 from prism.architectures.small import small_config
-from prism.checkpoint import CheckpointError, TensorEntry, block_tensors, open_checkpoint
+from prism.blocks import block_tensors
+from prism.checkpoint import CheckpointError, TensorEntry, open_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import conversion_mapping

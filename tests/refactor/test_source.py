@@ -45,6 +45,19 @@ def promise_a_tensor(path: Path) -> None:
     file.write_text(json.dumps(index))
 
 
+def copy_a_tensor_into_another_shard(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    first, second = sorted(path.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(load_file(second) | {name: tensor}, second, metadata={"format": "pt"})
+
+
+def call_it_refactored(path: Path) -> None:
+    (path / "prism").mkdir()
+    (path / "prism" / "prism.json").write_text("{}")
+
+
 DENSE = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -91,6 +104,12 @@ CASES: dict[str, tuple[Break, Reason, str]] = {
         Reason.CORRUPT_CHECKPOINT,
         "model.safetensors",
     ),
+    "a tensor in two shards": (
+        copy_a_tensor_into_another_shard,
+        Reason.CORRUPT_CHECKPOINT,
+        "keep one",
+    ),
+    "refactored already": (call_it_refactored, Reason.BAD_INPUT, "refactored already"),
     "no tokenizer": (
         lambda path: (path / "tokenizer.json").unlink(),
         Reason.BAD_INPUT,

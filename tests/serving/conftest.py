@@ -31,7 +31,8 @@ from prism.artifact import (
     Source,
     write_prism_folder,
 )
-from prism.checkpoint import block_digest, block_names, file_digest, open_checkpoint
+from prism.blocks import block_digest, block_names
+from prism.checkpoint import file_digest, open_checkpoint
 from prism.experts import find_expert_modules
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import (

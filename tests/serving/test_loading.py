@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from prism.architectures import UnsupportedModel
 from prism.artifact import ArtifactError
-from prism.checkpoint import block_names, open_checkpoint
+from prism.blocks import block_names
+from prism.checkpoint import open_checkpoint
 from prism.contract import ExitCode
 from prism_serving.engine import loading
 
