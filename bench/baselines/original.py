@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from prism.architectures import require_supported
 from prism.expert_weights import ExpertWeights, expert_weights
 from prism.experts import find_expert_modules
 from prism.kernels import Kernel, Packed, pack
@@ -85,7 +86,7 @@ class Original:
 
     @property
     def top_k(self) -> int:
-        return int(self.model.config.get_text_config().num_experts_per_tok)
+        return require_supported(self.model.config).experts_per_token
 
     def _dispatch(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         layer = self._layer_of[id(module)]

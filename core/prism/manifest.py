@@ -88,7 +88,9 @@ class Manifest:
     calibration: Calibration
     knots: tuple[Knot, ...]  # from high to low level, all < 100, at most MAX_KNOTS
     operating_points: tuple[OperatingPoint, ...]  # from high to low level
-    # level -> {"batch": [...], "bytes_share": [...], "computed_share": [...], ...}
+    # level -> lists of one length: by "batch" what a decode batch reads and computes, counted on
+    # calibration text; by "measured_batch" the same and what it loses, riding along, on held-out
+    # text: "measured_loss_percent", "measured_loss_se", "measured_kl", "measured_bytes_share", …
     batch_curves: dict[str, dict[str, list[float]]]
     methods: dict[str, str]
     # "{layer}.{expert}", the tensors file's name or REST_DIGEST -> sha256 (hex)

@@ -17,7 +17,6 @@ from prism.artifact import (
     Knot,
     LayerTensors,
     Manifest,
-    OperatingPoint,
     Source,
 )
 from prism.contract import PRISM_SUBFOLDER, REPORT_FILE
@@ -91,10 +90,15 @@ def write_prism_folder(
     folder: PartialFolder,
     layers: LayerFiles,
     manifest: Manifest,
-    points: tuple[OperatingPoint, ...],
+    measured: Measured | None = None,
 ) -> Artifact:
-    """Write ``prism/`` of the artifact with these points, and open it."""
-    manifest = replace(manifest, operating_points=points)
+    """Write ``prism/`` of the artifact with what was measured, and open it."""
+    if measured is not None:
+        curves = {
+            level: curve | measured.served.get(int(level), {})
+            for level, curve in manifest.batch_curves.items()
+        }
+        manifest = replace(manifest, operating_points=measured.points, batch_curves=curves)
     tensors = []
     for number in range(len(manifest.layers)):
         cut = layers.cut_of(number)

@@ -26,7 +26,14 @@ from prism_refactor.evaluation_pass import Measured, measure_streams, require_sa
 from prism_refactor.layer_experts import expert_shape
 from prism_refactor.layers import LayerFiles
 from prism_refactor.machine import compute_dtype, device
-from prism_refactor.options import EVALUATION_LEVELS, KNOTS, TOP_K_SHARES, Options
+from prism_refactor.options import (
+    EVALUATION_LEVELS,
+    KNOTS,
+    SERVED_BATCHES,
+    SERVED_LEVELS,
+    TOP_K_SHARES,
+    Options,
+)
 from prism_refactor.progress import Progress, Stage
 from prism_refactor.resources import Needs, require_resources
 from prism_refactor.source import Checkpoint, open_source, require_divisible
@@ -37,6 +44,10 @@ from prism_refactor.store import PartialFolder
 _log = logging.getLogger(__name__)
 _SAME_LOGITS: Final = 1e-4  # share of the largest logit, in fp32
 _SAME_LOGITS_16_BIT: Final = 0.2  # share of the largest logit: other orders of summation round
+
+_STREAMS: Final = (
+    len(EVALUATION_LEVELS) + len(TOP_K_SHARES) + len(SERVED_LEVELS) * len(SERVED_BATCHES)
+)
 
 Stages = Callable[[list[Stage]], Progress]
 
@@ -148,10 +159,10 @@ class _Run:
         with self._costs.stage("digests"):
             digests = write.digests(self._checkpoint, self._places, self._folder.artifact)
         manifest = finish.manifest_of(record, self._options, self._layers, self._places, digests)
-        artifact = finish.write_prism_folder(self._folder, self._layers, manifest, ())
+        artifact = finish.write_prism_folder(self._folder, self._layers, manifest)
         with self._costs.stage("evaluate"):
             measured = self._evaluate(artifact)
-        done = finish.write_prism_folder(self._folder, self._layers, manifest, measured.points)
+        done = finish.write_prism_folder(self._folder, self._layers, manifest, measured)
         finish.write_report(self._folder, done, measured, self._texts, self._options)
         return done
 
@@ -187,7 +198,7 @@ class _Run:
             cut,
             Stage("knots", self._count, 2.0 + share),
             Stage("write", len(self._checkpoint.shards), 0.5),
-            Stage("evaluate", self._count, 0.13 * (len(EVALUATION_LEVELS) + len(TOP_K_SHARES)) * 3),
+            Stage("evaluate", self._count, 0.13 * _STREAMS * 3),
         ]
 
     def _fit_knots(self) -> None:

@@ -25,6 +25,8 @@ COMPENSATION_TOKENS: Final = 1_024  # per expert and knot, for means and scalars
 KNOT_STRIDE: Final = 2  # every second calibration window is used for a knot
 KNOTS: Final = (90, 75, 50, 35, 25, 10)
 EVALUATION_LEVELS: Final = (100, 90, 75, 60, 50, 40, 35, 25, 15, 10)
+SERVED_LEVELS: Final = (75, 50, 25)  # measured in decode batches that ride along, too
+SERVED_BATCHES: Final = (8, 32)
 TOP_K_SHARES: Final = (0.75, 0.5, 0.25)  # of a model's experts per token: baselines beside levels
 
 METHODS: Final = {

@@ -15,6 +15,7 @@ from prism.artifact import Artifact
 
 from prism_refactor import report_quality as quality
 from prism_refactor import report_record as record
+from prism_refactor import report_served
 from prism_refactor.evaluation_pass import Measured
 from prism_refactor.findings import ERROR_TOKENS, LayerFindings
 from prism_refactor.options import Options
@@ -83,10 +84,12 @@ def _sections(m: Material) -> list[tuple[str, str, str]]:
             "As served in decode batches",
             "A batch reads the union of what its tokens select. Riding along, each token also "
             "computes what its neighbours make the batch read anyway: more compute, the same "
-            "weights, less loss than above. Counted on calibration text, overheads included (where "
-            "it has fewer sequences than a batch, the last size that fits is repeated); "
-            "<code>prism eval --batch 8 --ride-along</code> measures the loss.",
-            quality.served(manifest.batch_curves),
+            "weights, less loss than above. The table is measured on the text of the operating "
+            "points, whole conversations at their level; the curves are counted on calibration "
+            "text (where it has fewer sequences than a batch, the last size that fits is "
+            "repeated). Overheads are included.",
+            report_served.losses(measured.points, manifest.batch_curves)
+            + report_served.shares(manifest.batch_curves),
         ),
         (
             "Layer by layer",

@@ -17,10 +17,9 @@ from prism_refactor.findings import ERROR_LEVELS, LayerFindings
 from prism_refactor.report_charts import Chart, Line, Scale, decades, percent_ticks
 
 BOUNDS: Final = (0.5, 1.0, 2.0, 5.0)  # percent
-SERVED: Final = (75, 50, 25)
-_KINDS: Final = ("a", "b", "c")
+KINDS: Final = ("a", "b", "c")
 _CARD_BATCH: Final = 8.0
-_HALF_WIDTH: Final = (400, 300)  # of two charts side by side
+HALF_WIDTH: Final = (400, 300)  # of two charts side by side
 _UNIT: Final = "\u00a0%"  # stays on the line of its number
 _SMALLEST: Final = 0.01  # percent; less than this is drawn on the floor of the plot
 
@@ -146,6 +145,11 @@ def _series(
     )
 
 
+def loss_text(point: OperatingPoint) -> str:
+    """The loss in percent, ± two standard errors."""
+    return f"{point.quality_loss_percent:+.2f} ± {2 * point.quality_loss_se:.2f}"
+
+
 def table(points: Sequence[OperatingPoint], top_k: dict[int, OperatingPoint]) -> str:
     """Everything measured, ours and the baselines, by falling cost."""
     rows = [(p, str(p.level), "") for p in points]
@@ -154,7 +158,7 @@ def table(points: Sequence[OperatingPoint], top_k: dict[int, OperatingPoint]) ->
     body = "".join(
         f"<tr{kind}><td>{name}</td><td>{100 * p.own_share:.1f}</td>"
         f"<td>{100 * p.active_share:.1f}</td><td>{p.perplexity:.3f}</td>"
-        f"<td>{p.quality_loss_percent:+.2f} ± {2 * p.quality_loss_se:.2f}</td>"
+        f"<td>{loss_text(p)}</td>"
         f"<td>{p.kl:.4f} ± {2 * p.kl_se:.4f}</td>"
         f"<td>{100 * p.top1_agreement:.1f} ± {200 * p.top1_se:.1f}</td></tr>"
         for p, name, kind in rows
@@ -164,36 +168,6 @@ def table(points: Sequence[OperatingPoint], top_k: dict[int, OperatingPoint]) ->
         "<th>perplexity</th><th>loss %</th><th>KL, nats</th><th>same top token %</th></tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def served(curves: Curves) -> str:
-    """Bytes and compute of decode batches; bytes differ by overheads only without ride-along."""
-    read: list[Line] = []
-    computed: list[Line] = []
-    for level, kind in zip(SERVED, _KINDS, strict=True):
-        curve = curves.get(str(level))
-        if curve is None:
-            continue
-        sizes = curve["batch"]
-        for lines, key, label, dashed in (
-            (read, "ride_along_bytes_share", f"level {level}", False),
-            (computed, "ride_along_computed_share", f"level {level}, riding along", False),
-            (computed, "computed_share", "each token alone", True),
-        ):
-            values = list(zip(sizes, (100 * share for share in curve[key]), strict=True))
-            lines.append(Line(label, kind, values, dashed=dashed, dots=not dashed))
-    batch = Scale("sequences in a decode batch", (1, 2, 4, 8, 16, 32, 64), log=True)
-    charts = (
-        ("bytes read, of the experts hit", read),
-        ("computed, of what level 100 computes", computed),
-    )
-    parts = [
-        Chart(
-            f"Share {what}", batch, Scale(what, (0, 20, 40, 60, 80, 100), " %"), lines, *_HALF_WIDTH
-        )
-        for what, lines in charts
-    ]
-    return f'<div class="pair">{"".join(chart.svg() for chart in parts)}</div>'
 
 
 def by_layer(layers: Sequence[LayerFindings], sub_experts: int) -> str:
@@ -207,9 +181,9 @@ def by_layer(layers: Sequence[LayerFindings], sub_experts: int) -> str:
         Scale("squared error of the experts' output", percent_ticks(0, max(top, 0.1)), " %"),
         [
             Line(f"level {level}", kind, [(n, 100 * layers[n].errors[level]) for n in numbers])
-            for level, kind in zip(ERROR_LEVELS, _KINDS, strict=True)
+            for level, kind in zip(ERROR_LEVELS, KINDS, strict=True)
         ],
-        *_HALF_WIDTH,
+        *HALF_WIDTH,
     )
     kept = [100 * layer.kept_mass for layer in layers]
     unsorted = [100 * layer.unsorted_mass for layer in layers]
@@ -227,7 +201,7 @@ def by_layer(layers: Sequence[LayerFindings], sub_experts: int) -> str:
                 dashed=True,
             ),
         ],
-        *_HALF_WIDTH,
+        *HALF_WIDTH,
     )
     return f'<div class="pair">{errors.svg()}{masses.svg()}</div>'
 

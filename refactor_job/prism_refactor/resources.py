@@ -26,6 +26,8 @@ from prism_refactor.options import (
     KNOTS,
     SEARCH_PROPOSALS_PER_NEURON,
     SEARCH_TOKENS,
+    SERVED_BATCHES,
+    SERVED_LEVELS,
     TOP_K_SHARES,
 )
 from prism_refactor.source import Checkpoint
@@ -112,7 +114,7 @@ def needs_of(shape: Shape, tokens: int, sub_experts: int, checkpoint_bytes: int)
     held = EVALUATION_TOKENS
     stream = tokens * shape.hidden * shape.item_bytes
     knots = len(KNOTS) * stream // KNOT_STRIDE
-    streams = len(EVALUATION_LEVELS) + len(TOP_K_SHARES)
+    streams = len(EVALUATION_LEVELS) + len(TOP_K_SHARES) + len(SERVED_LEVELS) * len(SERVED_BATCHES)
     levels = streams * held * shape.hidden * shape.item_bytes
     fitted = shape.moe_layers * shape.experts * sub_experts * shape.hidden * 4
     fitted *= 1 + len(KNOTS)
@@ -135,6 +137,7 @@ def needs_of(shape: Shape, tokens: int, sub_experts: int, checkpoint_bytes: int)
     compensated = min(tokens / KNOT_STRIDE * shape.slots / shape.experts, COMPENSATION_TOKENS)
     share = sum(KNOTS) / 100
     measured = sum(EVALUATION_LEVELS) / 100 + sum(TOP_K_SHARES)
+    measured += sum(SERVED_LEVELS) / 100 * len(SERVED_BATCHES)
     operations = {
         "partition": tokens * (dense + routed)
         + all_experts * (expert * (min(SEARCH_TOKENS, per_expert) + per_expert) + ridge),

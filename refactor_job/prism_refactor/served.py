@@ -84,7 +84,8 @@ def measure_served(
         found += ours
         if baselines:
             shares = [point.bytes_share for point in ours if point.level != MAX_LEVEL]
-            found += run_batches(subject, batch, baseline_runs(subject.model, shares))
+            slots = subject.artifact.manifest.experts_per_token
+            found += run_batches(subject, batch, baseline_runs(subject.model, slots, shares))
     return found
 
 
@@ -100,15 +101,15 @@ def _at_level(
     return batch_context(BatchContext(levels, stats, groups, ride_along))
 
 
-def baseline_runs(model: Any, shares: Sequence[float]) -> list[Run]:
-    """Whole experts shared at each of ``shares`` of the bytes, and each lower k."""
+def baseline_runs(model: Any, slots: int, shares: Sequence[float]) -> list[Run]:
+    """Whole experts shared at each of ``shares`` of the bytes, and each k below ``slots``."""
     config = model.config.get_text_config()
     normalised = bool(getattr(config, "norm_topk_prob", False))
     rules: list[tuple[str, Rule]] = []
     for share in shares:
         for form in _FORMS:
             rules.append((f"experts shared, {100 * share:.0f} %, {form}", Shared(share, form)))
-    for k in range(int(config.num_experts_per_tok) - 1, 0, -1):
+    for k in range(slots - 1, 0, -1):
         rules.append((f"top-{k}", TopK(k, normalised)))
     return [Run(name, None, False, partial(deciding, model, rule)) for name, rule in rules]
 

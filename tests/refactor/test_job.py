@@ -15,10 +15,10 @@ from prism.artifact import Artifact, open_artifact, verify
 from prism.checkpoint import CheckpointError
 from prism.contract import TERMINATION_MESSAGE_BYTES, ExitCode
 from prism.places import Span
-from prism_refactor import job, shell, store
+from prism_refactor import evaluation_pass, job, shell, store
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.job import refactor
-from prism_refactor.options import EVALUATION_LEVELS, KNOTS, Options
+from prism_refactor.options import EVALUATION_LEVELS, KNOTS, SERVED_LEVELS, Options
 from prism_refactor.progress import Progress, Stage
 from torch import Tensor
 
@@ -49,6 +49,31 @@ def test_artifact_is_whole_and_says_what_it_was_made_from(
     curve = manifest.batch_curves["25"]
     assert curve["bytes_share"] == sorted(curve["bytes_share"])
     assert curve["ride_along_computed_share"][0] == pytest.approx(0.25, abs=0.06)
+
+
+def test_levels_are_measured_as_served_too(artifact: Artifact) -> None:
+    """The text is so small that all its sequences are one batch."""
+    for level in SERVED_LEVELS:
+        curve = artifact.manifest.batch_curves[str(level)]
+        alone = next(p for p in artifact.manifest.operating_points if p.level == level)
+        assert curve["measured_batch"] == [7.0]
+        assert curve["measured_computed_share"][0] > alone.own_share + 0.02
+        assert level / 100 < curve["measured_bytes_share"][0]
+        assert curve["measured_kl"][0] < alone.kl
+    read = [artifact.manifest.batch_curves[str(x)]["measured_bytes_share"] for x in SERVED_LEVELS]
+    assert read == sorted(read, reverse=True)
+
+
+@pytest.mark.parametrize(("sequences", "batch"), [(8, 8), (9, 8), (32, 8), (5, 2)])
+def test_decode_batches_of_the_last_pass_are_strangers(sequences: int, batch: int) -> None:
+    groups = evaluation_pass.Way(50, batch).groups(sequences, 3, torch.device("cpu"))
+    assert groups is not None
+    sizes = groups.view(sequences, 3)[:, 0].bincount()
+    assert sizes[sizes > 0].max() <= batch
+    assert (groups.view(sequences, 3).diff(dim=1) == 1).all()  # one position is one batch
+    if sequences > batch:
+        assert groups[0] != groups[3]  # neighbours do not meet
+    assert evaluation_pass.Way(50).groups(sequences, 3, torch.device("cpu")) is None
 
 
 def test_own_share_follows_the_level(artifact: Artifact) -> None:
