@@ -189,23 +189,29 @@ def network_policy(model: Model, context: Context) -> Json:
     return _hashed(_child("networking.k8s.io/v1", "NetworkPolicy", model.name, model, spec=spec))
 
 
-def control(model: Model, level: Mapping[str, int], memory: Mapping[str, Any]) -> Json:
-    """The ConfigMap that tells a starting pod its bounds, and the next operator what this knew."""
+def control(
+    model: Model, level: Mapping[str, int], memory: Mapping[str, Any], lowest: int | None = None
+) -> Json:
+    """The ConfigMap that tells a starting pod its bounds, and the next operator what this knew.
+
+    ``lowest``: the lowest level that the quality gate lets a request ask for; None: no gate.
+    """
     data = {
         contract.LEVEL_FILE: _compact(level),
-        contract.SLO_FILE: _compact(slo_targets(model)),
+        contract.SLO_FILE: _compact(slo_targets(model, lowest)),
         contract.MEMORY_FILE: _compact(memory),
     }
     manifest = _child("v1", "ConfigMap", names.control(model.name), model)
     return {**manifest, "data": data}
 
 
-def slo_targets(model: Model) -> dict[str, int | None]:
-    """What the gateway counts events against."""
-    return {
+def slo_targets(model: Model, lowest: int | None) -> dict[str, int | None]:
+    """What the gateway counts events against, and the lowest level it lets in."""
+    targets = {
         "ttft_ms": model.ttft.target_ms if model.ttft else None,
         "itl_ms": model.itl.target_ms if model.itl else None,
     }
+    return targets if lowest is None else {**targets, "lowest_level": lowest}
 
 
 def _labels(model: Model, role: str) -> dict[str, str]:

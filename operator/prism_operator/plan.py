@@ -156,14 +156,19 @@ def make(
     decision = law.decide(
         limits, *_inputs(seen, measured), _pods(model, seen, measured), _known(memory, seen), now
     )
-    actions += _children(model, seen, context, served, decision, measured)
+    lowest = _judged(model, artifact).floor if model.refactor.gate else None
+    actions += _children(model, seen, context, served, decision, measured, lowest)
     return Plan(tuple(actions), refactoring, served, decision, tick_s, limits)
+
+
+def _judged(model: Model, artifact: Mapping[str, Any]) -> quality.Verdict:
+    return quality.judge(model.refactor.gate, artifact.get("points") or ())
 
 
 def limits_of(model: Model, artifact: Mapping[str, Any]) -> Limits:
     """The spec's bounds, with the floor raised to what the quality gate lets pass."""
     part = model.elasticity
-    gate = quality.judge(model.refactor.gate, artifact.get("points") or ()).floor
+    gate = _judged(model, artifact).floor
     floor = max(part.min_level, gate)
     top = max(part.max_level, floor)
     fixed = {"Off": contract.MAX_LEVEL, "Manual": max(part.level, gate)}.get(part.mode)
@@ -266,7 +271,7 @@ def _gated(model: Model, found: Refactoring) -> Refactoring:
     """What the quality gate says of an artifact that is ready."""
     if model.refactor.gate is None or found.artifact is None:
         return found
-    verdict = quality.judge(model.refactor.gate, found.artifact.get("points") or ())
+    verdict = _judged(model, found.artifact)
     if verdict.failed:
         return replace(found, reason="QualityGateFailed", message=verdict.text, gate_failed=True)
     return replace(found, reason="QualityGatePassed", message=f"{found.message}; {verdict.text}")
@@ -321,13 +326,14 @@ def _children(
     served: str,
     decision: Decision,
     measured: Measured,
+    lowest: int | None,
 ) -> list[Action]:
     level = {
         "seq": decision.memory.seq,
         "floor": decision.floor,
         "ceiling": decision.ceiling,
     }
-    control = manifests.control(model, level, decision.memory.to_json())
+    control = manifests.control(model, level, decision.memory.to_json(), lowest)
     actions: list[Action] = []
     files = (contract.LEVEL_FILE, contract.SLO_FILE)
     if any((seen.control or {}).get(file) != control["data"][file] for file in files):

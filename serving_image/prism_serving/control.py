@@ -33,10 +33,12 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Targets in milliseconds; None: no target, nothing is counted or held."""
+    """Targets in milliseconds; None: no target, nothing is counted or held. `lowest_level`: what a
+    request may ask for at least; the quality gate bars what lies below, whoever asks."""
 
     ttft_ms: int | None = None
     itl_ms: int | None = None
+    lowest_level: int = contract.MIN_LEVEL
 
     @property
     def ttft_s(self) -> float | None:
@@ -78,14 +80,21 @@ def parse_slo(data: object) -> Slo:
     """Validate a decoded slo object. Raises ControlError with all problems at once."""
     if not isinstance(data, dict):
         raise ControlError(f"expected an object with ttft_ms and itl_ms, got {data!r}")
-    problems = [f"unknown field {k!r}" for k in data if k not in ("ttft_ms", "itl_ms")]
+    known = ("ttft_ms", "itl_ms", "lowest_level")
+    problems = [f"unknown field {k!r}" for k in data if k not in known]
     for key in ("ttft_ms", "itl_ms"):
         value = data.get(key)
         if value is not None and (type(value) is not int or value <= 0):
             problems.append(f"{key} must be a positive integer or null, got {value!r}")
+    lowest = data.get("lowest_level", contract.MIN_LEVEL)
+    if type(lowest) is not int or not contract.MIN_LEVEL <= lowest <= contract.MAX_LEVEL:
+        problems.append(
+            f"lowest_level must be between {contract.MIN_LEVEL} and {contract.MAX_LEVEL}, "
+            f"got {lowest!r}"
+        )
     if problems:
         raise ControlError("; ".join(problems))
-    return Slo(data.get("ttft_ms"), data.get("itl_ms"))
+    return Slo(data.get("ttft_ms"), data.get("itl_ms"), lowest)
 
 
 def wins(new: Bounds, current: Bounds) -> bool:

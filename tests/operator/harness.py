@@ -173,12 +173,15 @@ class Operator:
         return found
 
     def level(self) -> Json:
+        return self.control("level.json")
+
+    def control(self, file: str) -> Json:
         import json
 
         config = self.cluster.get("configmaps", "llm", f"{self.name}-control")
         assert config is not None
-        level: Json = json.loads(config["data"]["level.json"])
-        return level
+        content: Json = json.loads(config["data"][file])
+        return content
 
 
 def traffic(op: Operator, requests: float, report: Report | None = None) -> None:

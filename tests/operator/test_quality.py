@@ -94,6 +94,7 @@ def test_a_passed_gate_reaches_the_pods_and_names_what_is_not_offered(
     operator.apply(make_body(refactor=gate(1.5)))
     operator.settle()
     assert operator.level()["floor"] == 50
+    assert operator.control("slo.json")["lowest_level"] == 50
     state, reason, text = operator.condition("Refactored")
     assert (state, reason) == ("True", "QualityGatePassed")
     assert "perplexity at most 1.5 % above" in text and "not offered: 25 (5.00 %)" in text

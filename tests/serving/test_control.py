@@ -29,7 +29,9 @@ def test_bad_bounds_are_refused_with_the_reason(data, message):
         parse_bounds(data)
 
 
-@pytest.mark.parametrize("data", [{"ttft_ms": 0}, {"ttft_ms": 1.5}, {"itl": 5}, 3])
+@pytest.mark.parametrize(
+    "data", [{"ttft_ms": 0}, {"ttft_ms": 1.5}, {"itl": 5}, 3, {"lowest_level": 9}]
+)
 def test_bad_targets_are_refused(data):
     with pytest.raises(ControlError):
         parse_slo(data)

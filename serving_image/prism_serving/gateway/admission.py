@@ -62,6 +62,14 @@ class Admission:
             raise bad_request(
                 f"prism.level is {level}, but the model's name asks for {alias}", "prism.level"
             )
+        level = level if alias is None else alias
+        lowest = self.client.slo.lowest_level
+        if level is not None and level < lowest:
+            raise bad_request(
+                f"Level {level} is not offered: this model's quality gate allows {lowest} to "
+                f"{contract.MAX_LEVEL}",
+                "model" if alias is not None else "prism.level",
+            )
         prompts, stops = self._prompts(request)
         return Ask(
             request=request_id,
@@ -71,7 +79,7 @@ class Admission:
             max_tokens=[self._max_tokens(request, len(p)) for p in prompts],
             sampling=_sampling(request),
             stops=stops,
-            level=level if alias is None else alias,
+            level=level,
             min_level=options.min_level if options else None,
             received_s=received_s,
         )
