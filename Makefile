@@ -11,7 +11,7 @@ TAG ?=
 # Threads that wait must sleep: spinning OpenMP pools of several processes stall each other on few cores.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup check format test test-long demo demo-down bench bench-refactor images
+.PHONY: help setup check format test test-long demo demo-down bench bench-refactor bench-full-size images
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
@@ -56,3 +56,6 @@ bench: setup  ## every published figure that needs no cluster: quality, level sp
 
 bench-refactor: setup  ## quality against every baseline, alone and as served: [TOKENS=...] [CALIBRATION=... VALIDATION=...]
 	$(BIN)/python -m bench.refactor $(if $(TOKENS),--tokens $(TOKENS)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) $(if $(VALIDATION),--validation $(VALIDATION))
+
+bench-full-size: setup  ## refactor a checkpoint of OLMoE-1B-7B's shape, killed half-way: WORK=DIR with 45 GB free
+	$(BIN)/python bench/full_size.py $(or $(WORK),$(error name a folder: make bench-full-size WORK=DIR))
