@@ -100,7 +100,7 @@ def attach_random(module: Any, shape: Shape, dtype: torch.dtype) -> None:
         means=torch.randn(3, e, n, h) * 0.01,
         log_theta=theta,
         knot=torch.tensor([2] * 38 + [1] * 25 + [0] * 38),
-        scalars=torch.ones(101, e + 1),
+        scalars=torch.ones(101, e + 1, n + 1),
     )
 
 
