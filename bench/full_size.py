@@ -46,7 +46,7 @@ class Watched:
     layers_at_end: int = 0
     first_new_layer_s: float | None = None
     killed: bool = False
-    costs: list[StageCost] = field(default_factory=list)
+    costs: dict[str, StageCost] = field(default_factory=dict)
 
 
 def main() -> int:
@@ -88,7 +88,7 @@ def watch(command: list[str], folder: PartialFolder, kill_after: int | None = No
         if layers > seen.layers_at_start and seen.first_new_layer_s is None:
             seen.first_new_layer_s = time.monotonic() - began
         if folder.work.exists():
-            seen.costs = costs_now(folder) or seen.costs
+            seen.costs |= {cost.name: cost for cost in costs_now(folder)}
         if kill_after is not None and layers >= kill_after:
             time.sleep(20)  # in the middle of the next layer
             process.send_signal(signal.SIGKILL)
@@ -148,7 +148,7 @@ def recorded(
         "tokens": arguments.tokens,
         "seconds": round(seconds, 1),
         "peak_anonymous_gib": round(peak, 2),
-        "stages": [asdict(cost) for cost in second.costs],
+        "stages": [asdict(cost) for cost in second.costs.values()],
         "kill": {
             "layers_cut_before": first.layers_at_end,
             "layers_found_after": second.layers_at_start,
