@@ -10,23 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from prism.contract import MAX_LEVEL, MIN_LEVEL
 
-ROUTER_OR_MEAN_BYTES: Final = 4  # per hidden element of one slice: both are fp32
-_WEIGHT_BYTES: Final = 2  # per element of a slice's 3 H w weights, as checkpoints store them
 
-
-def slice_overhead(width: int) -> float:
+def slice_overhead(width: int, table_ratio: float = 1.0) -> float:
     """Bytes of one slice's sub-router, or of its mean, over those of its weights.
 
-    ``width``: neurons of a slice. The hidden size cancels out.
+    ``width``: neurons of a slice, each 3 H weights; the hidden size cancels out. ``table_ratio``:
+    bytes of an element of sub-routers and means over those of a weight; the C++ kernel keeps both
+    in the weights' dtype.
     """
-    return ROUTER_OR_MEAN_BYTES / (3 * _WEIGHT_BYTES * width)
+    return table_ratio / (3 * width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class GroupCounts:
     read: Tensor | int
     routers: Tensor | int
     means: Tensor | int
+    table_ratio: float = 1.0  # bytes of an element of these over those of a weight
 
 
 class SelectionStats:
@@ -55,6 +54,7 @@ class SelectionStats:
         self._candidates: dict[int, int] = {}
         self._ridden: Tensor | int = 0
         self._groups: dict[int, list[Tensor | int]] = {}
+        self._table_ratio = 1.0
 
     def add(self, layer: int, own: Tensor | int, candidates: int) -> None:
         """Count `own` of `candidates` triples of one layer."""
@@ -68,6 +68,7 @@ class SelectionStats:
         before = self._groups.get(layer, [0, 0, 0, 0])
         self._groups[layer] = [old + new for old, new in zip(before, given, strict=True)]
         self._ridden = self._ridden + ridden
+        self._table_ratio = counts.table_ratio
 
     @property
     def own(self) -> int:
@@ -98,7 +99,7 @@ class SelectionStats:
         """
         if not self._groups:
             raise ValueError("no decode batches were counted: the context had no groups")
-        overhead = slice_overhead(width)
+        overhead = slice_overhead(width, self._table_ratio)
         shares = [
             (int(read) + overhead * (int(routers) + int(means))) / max(1, int(hit))
             for hit, read, routers, means in self._groups.values()

@@ -7,7 +7,7 @@ may mix any levels, nothing depends on values on the device, and level 100 is on
 tables.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,9 +42,9 @@ class LayerData:
     layer: int
     kernel: Kernel
     packed: Packed
-    router_weight: Tensor  # [E, N, H] fp32
+    router_weight: Tensor  # [E, N, H] in the kernel's dtype for tables
     router_bias: Tensor  # [E, N] fp32
-    means: Tensor  # [n_knots, E, N, H] fp32
+    means: Tensor  # [n_knots, E, N, H], the same
     log_theta: Tensor  # [101] fp32; minus infinity at 100
     knot: Tensor  # [101] int64: whose means serve a level; at 100 nothing is dropped, so any
     scalars: Tensor  # [101, E + 1, N + 1] fp32, by the slices kept; ones at 100 and for expert E
@@ -105,6 +105,7 @@ def _tables(
     down_bias: Tensor | None,
 ) -> LayerData:
     knots, device = artifact.manifest.knots, packed.down.device
+    tables = kernel.table_dtype(packed.down.dtype)
     theta = [
         level_rules.log_theta_at(knots, max(i, MIN_LEVEL))[index] for i in range(MAX_LEVEL + 1)
     ]
@@ -116,9 +117,9 @@ def _tables(
         layer=index,
         kernel=kernel,
         packed=packed,
-        router_weight=tensors.router_weight.to(device),
+        router_weight=tensors.router_weight.to(device, tables),
         router_bias=tensors.router_bias.to(device),
-        means=tensors.means.to(device),
+        means=tensors.means.to(device, tables),
         log_theta=torch.tensor(theta, dtype=torch.float32, device=device),
         knot=knot.to(device),
         scalars=scalars.to(device),
@@ -187,7 +188,8 @@ def _count(context: BatchContext, data: LayerData, index: Tensor, state: Tensor 
         if state is not None and context.ride_along:
             ridden = (state == selection.RIDE).sum()
         counts = selection.count_groups(state, index, groups, shape)
-        stats.add_groups(data.layer, counts, ridden)
+        ratio = data.means.element_size() / data.packed.down.element_size()
+        stats.add_groups(data.layer, replace(counts, table_ratio=ratio), ridden)
     stats.add(data.layer, computed - ridden, candidates)
 
 

@@ -29,11 +29,11 @@ def select(
     """State uint8 [T, K, N]: OWN where the token computes the sub-expert, else OFF.
 
     x [T, H]; index [T, K] experts; weights [T, K] the model's own top-k weights (> 0);
-    router_weight [E, N, H] fp32; router_bias [E, N] fp32; log_theta [T] fp32, minus infinity
-    keeps everything (level 100). An index >= E (expert parallelism's sentinel) gets OFF.
+    router_weight [E, N, H], sums in fp32; router_bias [E, N] fp32; log_theta [T] fp32, minus
+    infinity keeps everything (level 100). An index >= E (expert parallelism's sentinel) gets OFF.
     """
     experts, n, hidden = router_weight.shape
-    flat = router_weight.reshape(experts * n, hidden)
+    flat = router_weight.reshape(experts * n, hidden).float()
     scores = torch.addmm(router_bias.reshape(-1), x.float(), flat.t())  # [T, E*N] fp32
     scores = scores.view(-1, experts, n)
     here = index.clamp(max=experts - 1).long().unsqueeze(-1).expand(-1, -1, n)

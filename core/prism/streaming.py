@@ -103,6 +103,8 @@ class StreamedModel:
             target, _ = rename_source_key(
                 name, renamings, converters, self.model.base_model_prefix, expected
             )
+            if target not in expected and name in expected:
+                target = name  # it had its new name already, as the loader itself sees it
             self._tensors.setdefault(self._place_of(target), []).append(name)
             filled.add(target)
         # Told now: a missing tensor of the last layer would else be noticed after hours.

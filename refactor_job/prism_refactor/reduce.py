@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from prism.batch_context import slice_overhead
 from prism.expert_weights import add_down_bias, expert_weights
 from prism.kernels import pack
 from torch import Tensor
@@ -52,6 +53,9 @@ class LayerReduction:
         self._sequence_length = sequence_length
         self._held = expert_weights(module)
         self._kernel, self._packed = pack(self._held, cut.router_bias.shape[1])
+        # What serves decides the stream that the next layers are fitted on, rounding included.
+        tables = self._kernel.table_dtype(self._packed.down.dtype)
+        self._router = cut.router_weight.to(tables)
 
     def fit(self, level: int, x: Tensor, index: Tensor, weights: Tensor) -> LayerKnot:
         """Threshold and stand-ins for what the layers before really hand over at ``level``."""
@@ -83,11 +87,12 @@ class LayerReduction:
         cut, kernel = self._cut, self._kernel
         weights = weights.float()
         log_theta = knot.log_theta.float().expand(len(x)).contiguous()
-        state = kernel.select(x, index, weights, cut.router_weight, cut.router_bias, log_theta)
+        state = kernel.select(x, index, weights, self._router, cut.router_bias, log_theta)
         scalars = knot.scalars[index, state.sum(-1, dtype=torch.int64)]
         out = kernel.forward(self._packed, x, index, weights * scalars, state)
         row = torch.zeros(len(x), dtype=torch.int64)
-        kernel.compensate(out, index, weights, state, knot.means.unsqueeze(0), row)
+        means = knot.means.to(self._router.dtype)
+        kernel.compensate(out, index, weights, state, means.unsqueeze(0), row)
         if self._held.down_bias is not None:
             add_down_bias(out, index, weights, self._held.down_bias)
         return out
@@ -98,10 +103,9 @@ def batch_curves(
 ) -> dict[str, dict[str, list[float]]]:
     """Shares of a batch's bytes and compute, mean over layers, overheads included.
 
-    Sub-router and means are fp32 against bf16 weights, so a slice's router costs
-    ``4 H / (3 * 2 * H * I/N)`` of its weights, and so does its mean.
+    Sub-routers and means in the weights' dtype, as the C++ kernel keeps them.
     """
-    overhead = 4 / (3 * 2 * slice_width)
+    overhead = slice_overhead(slice_width)
     curves = {}
     for level, row in zip(KNOTS, knots, strict=True):
         read = torch.stack([knot.read for knot in row]).mean(0)

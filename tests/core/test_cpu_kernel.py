@@ -215,10 +215,11 @@ def test_huge_gates_saturate() -> None:
     assert_close(found, expected, torch.float32)
 
 
-def test_compensation_equals_the_reference() -> None:
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_compensation_equals_the_reference(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     at = layer(Case(200, 64, 8, 30))
-    means = torch.randn(3, 5, 8, 200, generator=g)
+    means = torch.randn(3, 5, 8, 200, generator=g).to(dtype)
     knot = torch.randint(0, 3, (30,), generator=g)
     index = at.index.clone()
     index[4, 0] = 5

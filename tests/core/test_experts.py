@@ -147,6 +147,31 @@ def test_bf16_stays_within_bf16_noise(whole_artifact: Path, stock: Any) -> None:
     assert (logits(ours).float() - logits(stock)).abs().mean() < 1.5 * noise
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "tables"),
+    [
+        ("cpu", torch.float32, torch.float32),
+        ("cpu", torch.bfloat16, torch.bfloat16),
+        ("reference", torch.bfloat16, torch.float32),
+    ],
+)
+def test_tables_have_the_dtype_that_the_kernel_reads(
+    whole_artifact: Path, kernel: str, dtype: torch.dtype, tables: torch.dtype
+) -> None:
+    model = attached(whole_artifact, kernel, dtype)
+    data = model.model.layers[0].mlp.experts._prism
+    assert (data.router_weight.dtype, data.means.dtype) == (tables, tables)
+    stats = SelectionStats()
+    groups = torch.arange(IDS.numel()) % 4
+    with batch_context(BatchContext(50, stats, groups)):
+        model(IDS)
+    ratio = tables.itemsize / dtype.itemsize
+    plain = SelectionStats()
+    plain._groups = stats._groups
+    extra = stats.bytes_share(12) - plain.bytes_share(12)
+    assert extra == pytest.approx(0) if ratio == 1 else extra > 0
+
+
 def test_packed_kernel_frees_the_original_weights(whole_artifact: Path) -> None:
     packed = attached(whole_artifact, "cpu").model.layers[0].mlp.experts
     kept = attached(whole_artifact, "reference").model.layers[0].mlp.experts

@@ -1,6 +1,7 @@
 """Riding along: who computes what a decode batch reads, what that changes, how it is counted."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,18 @@ def test_counts_follow_the_definition() -> None:
     assert (int(full.read), int(full.routers), int(full.means)) == (int(full.hit), 0, 0)
 
 
-def test_bytes_share_adds_fp32_router_and_means_to_bf16_weights() -> None:
+@pytest.mark.parametrize("table_bytes", [2, 4])
+def test_bytes_share_adds_routers_and_means_to_bf16_weights(table_bytes: int) -> None:
     own, index = routing(3)
     stats = SelectionStats()
     counts = count_groups(own, index, torch.tensor(GROUPS), (E, N))
-    stats.add_groups(0, counts, 0)
-    stats.add_groups(1, count_groups(None, index, torch.tensor(GROUPS), (E, N)), 0)
+    ratio = table_bytes / 2
+    stats.add_groups(0, replace(counts, table_ratio=ratio), 0)
+    full = count_groups(None, index, torch.tensor(GROUPS), (E, N))
+    stats.add_groups(1, replace(full, table_ratio=ratio), 0)
     hidden, width = 64, 32
-    slice_bytes, vector_bytes = 3 * width * hidden * 2, hidden * 4
-    assert slice_overhead(width) == vector_bytes / slice_bytes
+    slice_bytes, vector_bytes = 3 * width * hidden * 2, hidden * table_bytes
+    assert slice_overhead(width, ratio) == vector_bytes / slice_bytes
     vectors = int(counts.hit) + int(counts.means)
     whole = int(counts.hit) * slice_bytes
     first = (int(counts.read) * slice_bytes + vectors * vector_bytes) / whole

@@ -66,6 +66,9 @@ class CpuKernel:
         self._isa = isa
         self.name = f"C++ {isa or torch.ops.prism.isa_name()}"
 
+    def table_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return weights
+
     def pack(self, weights: ExpertWeights, n: int) -> Packed:
         gate, up = require_plain(weights, self.name)
         width = sub_expert_width(weights, n)

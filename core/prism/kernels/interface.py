@@ -8,6 +8,7 @@ signature.
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from prism.expert_weights import SWIGLU, ExpertWeights
@@ -33,6 +34,9 @@ class Kernel(Protocol):
     @property
     def name(self) -> str:
         """Short name, for logs."""
+
+    def table_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """In which dtype sub-routers and means are wanted beside weights of this dtype."""
 
     def pack(self, weights: ExpertWeights, n: int) -> Packed:
         """Pack one layer's experts into n sub-experts each.
@@ -60,7 +64,7 @@ class Kernel(Protocol):
         router_bias: Tensor,
         log_theta: Tensor,
     ) -> Tensor:
-        """As prism.selection.select."""
+        """As prism.selection.select; router_weight in the dtype of tables, sums in fp32."""
 
     def compensate(
         self,
@@ -74,7 +78,7 @@ class Kernel(Protocol):
         """Add to out [T, H] fp32, in place, for each token the sum over its slots k and the
         sub-experts n with state[t, k, n] == 0 of weights[t, k] · means[knot[t], index[t, k], n].
 
-        weights [T, K] fp32; means [n_knots, E, N, H] fp32; knot [T] int64.
+        weights [T, K] fp32; means [n_knots, E, N, H] in the dtype of tables; knot [T] int64.
         """
 
 

@@ -19,6 +19,9 @@ class ReferenceKernel:
 
     name = "torch reference"
 
+    def table_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.float32
+
     def pack(self, weights: ExpertWeights, n: int) -> Packed:
         width = sub_expert_width(weights, n)
         shape = weights.experts, n, weights.hidden, width
@@ -71,4 +74,4 @@ class ReferenceKernel:
         table.scatter_add_(1, column.flatten(1), value.flatten(1))
         for i in range(knots):  # one GEMM per knot; no host sync to ask which knots are in use
             rows = table * (knot == i).unsqueeze(-1)
-            out.addmm_(rows, means[i].reshape(experts * n, hidden))
+            out.addmm_(rows, means[i].reshape(experts * n, hidden).float())

@@ -208,6 +208,9 @@ class TritonKernel(ReferenceKernel):
 
     name = "Triton"
 
+    def table_dtype(self, weights: torch.dtype) -> torch.dtype:
+        return torch.float32  # selection and means run as torch's GEMMs in fp32
+
     def pack(self, weights: ExpertWeights, n: int) -> Packed:
         gate, up = require_plain(weights, self.name)
         width = sub_expert_width(weights, n)

@@ -77,18 +77,29 @@ prism::Routing routing(const Tensor& index, const Tensor& weights, at::IntArrayR
           weights.const_data_ptr<float>()};
 }
 
+// Sub-routers and means come in fp32 or in bf16.
+at::ScalarType table_type(const Tensor& table) {
+  return table.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
+}
+
 Tensor select_sub_experts(const Tensor& x, const Tensor& index, const Tensor& weights, const Tensor& router,
               const Tensor& bias, const Tensor& log_theta) {
   TORCH_CHECK(router.dim() == 3 && index.dim() == 2, "prism: router or index of wrong rank");
   const prism::Routing r = routing(index, weights, router.sizes());
   check(x, "x", at::kFloat, {r.tokens, r.hidden});
-  check(router, "router_weight", at::kFloat, router.sizes());
+  check(router, "router_weight", table_type(router), router.sizes());
   check(bias, "router_bias", at::kFloat, {r.experts, r.sub_experts});
   check(log_theta, "log_theta", at::kFloat, {r.tokens});
   Tensor state = at::empty({r.tokens, r.slots, r.sub_experts}, x.options().dtype(at::kByte));
-  prism::select(prism::kernels(), r, x.const_data_ptr<float>(), router.const_data_ptr<float>(),
-                bias.const_data_ptr<float>(), log_theta.const_data_ptr<float>(),
-                state.mutable_data_ptr<uint8_t>());
+  const auto run = [&](const auto* table) {
+    prism::select(prism::kernels(), r, x.const_data_ptr<float>(), table,
+                  bias.const_data_ptr<float>(), log_theta.const_data_ptr<float>(),
+                  state.mutable_data_ptr<uint8_t>());
+  };
+  if (router.scalar_type() == at::kFloat)
+    run(router.const_data_ptr<float>());
+  else
+    run(static_cast<const uint16_t*>(router.const_data_ptr()));
   return state;
 }
 
@@ -98,13 +109,19 @@ void add_means(const Tensor& out, const Tensor& index, const Tensor& weights, co
   const prism::Routing r = routing(index, weights, means.sizes().slice(1));
   check(out, "out", at::kFloat, {r.tokens, r.hidden});
   check(state, "state", at::kByte, {r.tokens, r.slots, r.sub_experts});
-  check(means, "means", at::kFloat, means.sizes());
+  check(means, "means", table_type(means), means.sizes());
   check(knot, "knot", at::kLong, {r.tokens});
   const int64_t* value = knot.const_data_ptr<int64_t>();
   for (int64_t t = 0; t < r.tokens; t++)
     TORCH_CHECK(value[t] >= 0 && value[t] < means.size(0), "prism: knot holds ", value[t]);
-  prism::compensate(prism::kernels(), r, state.const_data_ptr<uint8_t>(),
-                    means.const_data_ptr<float>(), value, out.mutable_data_ptr<float>());
+  const auto run = [&](const auto* table) {
+    prism::compensate(prism::kernels(), r, state.const_data_ptr<uint8_t>(), table, value,
+                      out.mutable_data_ptr<float>());
+  };
+  if (means.scalar_type() == at::kFloat)
+    run(means.const_data_ptr<float>());
+  else
+    run(static_cast<const uint16_t*>(means.const_data_ptr()));
 }
 
 std::tuple<Tensor, double> swap_search(const Tensor& mass, int64_t groups, const Tensor& start,

@@ -14,7 +14,7 @@ namespace {
 
 const prism::KernelTable* prism::avx512_kernels() {
   static const KernelTable table{"avx512", tile_f32,  tile_bf16, gate_f32, gate_bf16,
-                                 swap_gain, top_sums, add_rows, row_max, exp_sum,
+                                 swap_gain, top_sums, row_max, exp_sum,
                                  kRowKernels<float>, kRowKernels<uint16_t>};
   return &table;
 }

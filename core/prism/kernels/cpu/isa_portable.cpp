@@ -13,7 +13,7 @@ namespace {
 
 const prism::KernelTable* prism::portable_kernels() {
   static const KernelTable table{"portable", tile_f32,  tile_bf16, gate_f32, gate_bf16,
-                                 swap_gain, top_sums, add_rows, row_max, exp_sum,
+                                 swap_gain, top_sums, row_max, exp_sum,
                                  kRowKernels<float>, kRowKernels<uint16_t>};
   return &table;
 }

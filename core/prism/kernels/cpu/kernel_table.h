@@ -41,6 +41,8 @@ struct RowKernels {
   void (*key_scores)(const float* q, const T* keys, int64_t n, int64_t dim, float* out);
   // out += sum over j of p[j] * values[j]; values [n, dim]
   void (*mix_values)(const float* p, const T* values, int64_t n, int64_t dim, float* out);
+  // out += scale * sum of the rows, n elements each
+  void (*add_rows)(float scale, const T* const* rows, int64_t count, int64_t n, float* out);
 };
 
 struct KernelTable {
@@ -56,14 +58,20 @@ struct KernelTable {
                       const float* j, int64_t tokens);
   // Fills `sums` from masses [groups, tokens]; groups is 4, 8, 16 or 32.
   void (*top_sums)(const float* mass, int64_t groups, int64_t tokens, const SwapSums& sums);
-  // out += scale * sum of the rows, n elements each
-  void (*add_rows)(float scale, const float* const* rows, int64_t count, int64_t n, float* out);
   float (*row_max)(const float* s, int64_t n);
   // s = e^(s - most); gives the sum.
   float (*exp_sum)(float* s, int64_t n, float most);
   RowKernels<float> rows_f32;
   RowKernels<uint16_t> rows_bf16;
 };
+
+template <typename T>
+const RowKernels<T>& rows_of(const KernelTable& table) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return table.rows_f32;
+  else
+    return table.rows_bf16;
+}
 
 // nullptr where the library was built for another architecture.
 const KernelTable* avx512_bf16_kernels();

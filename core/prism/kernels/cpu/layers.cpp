@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include "tasks.h"
@@ -21,14 +20,6 @@ constexpr int64_t kWorth = 1 << 14;  // elements that are worth a thread
 constexpr int64_t kRange = 256;      // rows of one task; each task packs the keys it sees once
 constexpr int64_t kRows = 48;        // rows computed together
 constexpr int64_t kPanel = 64;       // keys, or columns of values, of one tile
-
-template <typename T>
-const RowKernels<T>& rows_of(const KernelTable& isa) {
-  if constexpr (std::is_same_v<T, float>)
-    return isa.rows_f32;
-  else
-    return isa.rows_bf16;
-}
 
 // Value columns of the panel that begins at `first`, padded to what a tile takes.
 int64_t panel_columns(int64_t left) { return left > 32 ? 64 : left > 16 ? 32 : 16; }

@@ -13,7 +13,8 @@ constexpr int64_t kWorth = 1 << 15;  // multiplications that are worth a thread
 
 }  // namespace
 
-void select(const KernelTable& isa, const Routing& r, const float* x, const float* router,
+template <typename T>
+void select(const KernelTable& isa, const Routing& r, const float* x, const T* router,
             const float* bias, const float* log_theta, uint8_t* state) {
   const int64_t n = r.sub_experts, per_token = r.slots * n * r.hidden;
   const int64_t grain = std::max<int64_t>(1, kWorth / per_token);
@@ -27,14 +28,15 @@ void select(const KernelTable& isa, const Routing& r, const float* x, const floa
         continue;
       }
       float score[kMaxSubExperts];
-      isa.rows_f32.key_scores(x + token * r.hidden, router + expert * n * r.hidden, n, r.hidden,
-                              score);
+      rows_of<T>(isa).key_scores(x + token * r.hidden, router + expert * n * r.hidden, n,
+                                 r.hidden, score);
       for (int64_t i = 0; i < n; i++) own[i] = weight + bias[expert * n + i] + score[i] > theta;
     }
   });
 }
 
-void compensate(const KernelTable& isa, const Routing& r, const uint8_t* state, const float* means,
+template <typename T>
+void compensate(const KernelTable& isa, const Routing& r, const uint8_t* state, const T* means,
                 const int64_t* knot, float* out) {
   const int64_t n = r.sub_experts, blocks = (r.hidden + kColumns - 1) / kColumns;
   const int64_t grain = std::max<int64_t>(1, kWorth / (r.tokens * r.slots * n * kColumns));
@@ -44,16 +46,25 @@ void compensate(const KernelTable& isa, const Routing& r, const uint8_t* state, 
       for (int64_t pair = 0; pair < r.tokens * r.slots; pair++) {
         const int64_t token = pair / r.slots, expert = r.index[pair];
         if (expert >= r.experts) continue;
-        const float* mean = means + (knot[token] * r.experts + expert) * n * r.hidden + first;
-        const float* dropped[kMaxSubExperts];
+        const T* mean = means + (knot[token] * r.experts + expert) * n * r.hidden + first;
+        const T* dropped[kMaxSubExperts];
         int64_t count = 0;
         for (int64_t i = 0; i < n; i++)
           if (state[pair * n + i] == 0) dropped[count++] = mean + i * r.hidden;
         if (count > 0)
-          isa.add_rows(r.weights[pair], dropped, count, std::min(kColumns, r.hidden - first),
-                       out + token * r.hidden + first);
+          rows_of<T>(isa).add_rows(r.weights[pair], dropped, count, std::min(kColumns, r.hidden - first),
+                                   out + token * r.hidden + first);
       }
   });
 }
+
+template void select(const KernelTable&, const Routing&, const float*, const float*, const float*,
+                     const float*, uint8_t*);
+template void select(const KernelTable&, const Routing&, const float*, const uint16_t*,
+                     const float*, const float*, uint8_t*);
+template void compensate(const KernelTable&, const Routing&, const uint8_t*, const float*,
+                         const int64_t*, float*);
+template void compensate(const KernelTable&, const Routing&, const uint8_t*, const uint16_t*,
+                         const int64_t*, float*);
 
 }  // namespace prism

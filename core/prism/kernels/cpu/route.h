@@ -16,12 +16,14 @@ struct Routing {
 };
 
 // state[t, k, n] = log weights[t, k] + x[t] . router[e, n] + bias[e, n] > log_theta[t], or log_theta[t] is
-// minus infinity. x [tokens, hidden] fp32.
-void select(const KernelTable& isa, const Routing& routing, const float* x, const float* router,
+// minus infinity. x [tokens, hidden] fp32; router in floats, or in bf16 as T = uint16_t.
+template <typename T>
+void select(const KernelTable& isa, const Routing& routing, const float* x, const T* router,
             const float* bias, const float* log_theta, uint8_t* state);
 
 // out[t] += weights[t, k] * means[knot[t], e, n] for each sub-expert that is off; out [tokens, hidden].
+template <typename T>
 void compensate(const KernelTable& isa, const Routing& routing, const uint8_t* state,
-                const float* means, const int64_t* knot, float* out);
+                const T* means, const int64_t* knot, float* out);
 
 }  // namespace prism

@@ -178,7 +178,8 @@ PRISM_TARGET static void mix_values(const float* p, const T* values, int64_t n, 
     for (int64_t j = 0; j < n; j++) out[i] += p[j] * load_one(values + j * dim + i);
 }
 
-PRISM_TARGET static void add_rows(float scale, const float* const* rows, int64_t count, int64_t n,
+template <typename T>
+PRISM_TARGET static void add_rows(float scale, const T* const* rows, int64_t count, int64_t n,
                                   float* out) {
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
@@ -192,11 +193,12 @@ PRISM_TARGET static void add_rows(float scale, const float* const* rows, int64_t
   }
   for (; i < n; i++) {
     float sum = 0.0f;
-    for (int64_t r = 0; r < count; r++) sum += rows[r][i];
+    for (int64_t r = 0; r < count; r++) sum += load_one(rows[r] + i);
     out[i] += scale * sum;
   }
 }
 
 template <typename T>
 constexpr prism::RowKernels<T> kRowKernels{rms_norm<T>, rotate<T>,     widen<T>,
-                                           scale_to<T>, key_scores<T>, mix_values<T>};
+                                           scale_to<T>, key_scores<T>, mix_values<T>,
+                                           add_rows<T>};
