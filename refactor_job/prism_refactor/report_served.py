@@ -63,7 +63,7 @@ def shares(curves: Curves) -> str:
     batch = Scale("sequences in a decode batch", (1, 2, 4, 8, 16, 32, 64), log=True)
     charts = (
         ("bytes read, of the experts hit", read),
-        ("computed, of what level 100 computes", computed),
+        ("computed, of level 100's", computed),
     )
     parts = [
         Chart(
