@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import torch
+from prism import contract
 from prism.artifact import Artifact
 from prism.checkpoint import CheckpointError
 from prism.contract import ExitCode
@@ -21,7 +22,7 @@ from prism.streaming import StreamedModel
 
 from prism_refactor import finish, granularity, reading, request, text, write
 from prism_refactor.cut import Cutter
-from prism_refactor.errors import RefactorError, from_exception
+from prism_refactor.errors import Reason, RefactorError, from_exception
 from prism_refactor.evaluation_pass import Measured, measure_streams, require_same, run_levels
 from prism_refactor.layer_experts import expert_shape
 from prism_refactor.layers import LayerFiles
@@ -63,21 +64,22 @@ def refactor(options: Options, progress_of: Stages) -> Artifact | None:
     given = options.source, options.source_uri, options.source_wait_s
     checkpoint = open_source(*given, servable=options.servable)
     corpus = text.read_corpus(options.calibration)
-    files = checkpoint.digests()
     folder = PartialFolder(options.out)
     if options.out.exists():
-        return request.confirm(options, files, corpus.digest, folder)
+        return request.confirm(options, checkpoint.digests(), corpus.digest, folder)
+    run = _Run(options, checkpoint, folder, progress_of)
+    run.check(corpus)
+    files = checkpoint.digests()  # reads every byte: what can be told without it was told before
     options.out.parent.mkdir(parents=True, exist_ok=True)
     key = request.key_of(options, files, corpus.digest)
     with _nothing_left_of_bad_input(options, folder):
         with folder.claimed(key, options.shard):
-            run = _Run(options, checkpoint, files, folder, progress_of)
-            run.cut(corpus)
+            run.cut()
             if options.shard[0]:
                 return None
             run.wait()
         with folder.locked(key):
-            done = run.finish()
+            done = run.finish(files)
             folder.publish()
     return Artifact(options.out, done.manifest, done.digest)
 
@@ -102,13 +104,11 @@ class _Run:
         self,
         options: Options,
         checkpoint: Checkpoint,
-        files: dict[str, str],
         folder: PartialFolder,
         progress_of: Stages,
     ) -> None:
         self._options = options
         self._checkpoint = checkpoint
-        self._files = files
         self._folder = folder
         self._progress_of = progress_of
         self._count = len(checkpoint.layers)
@@ -116,8 +116,17 @@ class _Run:
         self._layers = LayerFiles(folder)
         self._costs = StageCosts(folder, options.shard[0])
 
-    def cut(self, corpus: text.Corpus) -> None:
-        """Check that the work can be done, and cut this shard's layers."""
+    def check(self, corpus: text.Corpus) -> None:
+        """Raise RefactorError where the work cannot be done; no weight of a decoder layer is read.
+
+        As in `Needs.of`, the finest cut is what a trial may choose.
+        """
+        if self._block.count > self._count:
+            raise RefactorError(
+                Reason.BAD_INPUT,
+                f"{self._block.count} shards for {self._count} MoE layers: use at most as many "
+                "shards as layers (--shard, spec.refactor.parallelism).",
+            )
         self._dtype = compute_dtype(self._checkpoint)
         self._model = StreamedModel(self._checkpoint.path, self._dtype, device())
         module = self._model.experts(next(iter(self._model.moe)))
@@ -125,11 +134,17 @@ class _Run:
         slots = self._checkpoint.experts_per_token
         reader = reading.Reader(self._model.tokenizer, self._model.vocabulary, slots, experts)
         self._texts = reading.read(corpus, reader, self._options)
-        self._sub_experts = self._chosen_sub_experts()
-        require_divisible(self._checkpoint, self._sub_experts, self._width)
+        finest = self._options.sub_experts or max(
+            granularity.candidates(self._width), default=contract.DEFAULT_SUB_EXPERTS
+        )
+        require_divisible(self._checkpoint, finest, self._width)
         self._places = write.blocks(self._checkpoint, self._model.model)
-        needs = Needs.of(self._checkpoint, self._options.tokens, self._sub_experts, self._dtype)
+        needs = Needs.of(self._checkpoint, self._options.tokens, finest, self._dtype)
         require_resources(needs, self._folder)
+
+    def cut(self) -> None:
+        """Cut this shard's layers."""
+        self._sub_experts = self._chosen_sub_experts()
         self._progress = self._progress_of(self._stages())
         workers = max(1, torch.get_num_threads())
         cutter = Cutter(self._sub_experts, self._options.seed, workers)
@@ -148,14 +163,14 @@ class _Run:
         with self._costs.stage("partition"):
             cut.run(self._model, ids, self._texts.evaluation.ids[:, :-1], passed)
 
-    def finish(self) -> Artifact:
+    def finish(self, files: dict[str, str]) -> Artifact:
         """All stages after the cuts; the finished artifact still lies in the partial folder."""
         with self._costs.stage("knots"):
             self._fit_knots()
         del self._model
         with self._costs.stage("write"):
             self._write(self._places)
-        record = finish.Origin(self._checkpoint, self._files, self._texts.record)
+        record = finish.Origin(self._checkpoint, files, self._texts.record)
         with self._costs.stage("digests"):
             digests = write.digests(self._checkpoint, self._places, self._folder.artifact)
         manifest = finish.manifest_of(record, self._options, self._layers, self._places, digests)
@@ -167,9 +182,12 @@ class _Run:
         return done
 
     def _chosen_sub_experts(self) -> int:
-        """What was asked for, or what a trial finds best; every shard finds the same."""
+        """What was asked for, or what a trial of the first shard finds best."""
         if self._options.sub_experts is not None:
             return self._options.sub_experts
+        if self._options.shard[0]:
+            what = "shard 0 to choose the number of sub-experts"
+            wait_for(lambda: self._folder.has("choice"), lambda: what, self._folder)
         kept = self._folder.load("choice")
         if kept is not None:
             return int(kept["sub_experts"])
@@ -182,11 +200,14 @@ class _Run:
     def wait(self) -> None:
         """Until all shards have cut their layers."""
 
-        def all_cut() -> bool:
-            missing = self._layers.missing_cuts(range(self._count))
-            return not missing and self._folder.has(PROBE)
+        def missing() -> list[int]:
+            return self._layers.missing_cuts(range(self._count))
 
-        wait_for(all_cut, "the other shards to cut their layers")
+        wait_for(
+            lambda: not missing() and self._folder.has(PROBE),
+            lambda: f"the other shards (uncut MoE layers: {', '.join(map(str, missing()))})",
+            self._folder,
+        )
 
     def _stages(self) -> list[Stage]:
         mine = self._block.end - self._block.first

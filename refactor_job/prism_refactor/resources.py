@@ -154,7 +154,8 @@ def needs_of(shape: Shape, tokens: int, sub_experts: int, checkpoint_bytes: int)
 def require_resources(needs: Needs, folder: PartialFolder) -> None:
     """Raise RefactorError (NoSpaceLeft, OutOfMemory) before the work, not in the middle of it."""
     there = sum(f.stat().st_size for f in folder.path.rglob("*") if f.is_file())
-    free = shutil.disk_usage(folder.path).free
+    place = next(path for path in folder.path.absolute().parents if path.exists())
+    free = shutil.disk_usage(place).free
     if free + there < needs.disk_bytes:
         raise RefactorError(
             Reason.NO_SPACE_LEFT,

@@ -16,6 +16,7 @@ from prism.streaming import StreamedModel
 from torch import Tensor
 
 from prism_refactor.cut import Cutter
+from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.findings import Findings, Routed
 from prism_refactor.layer_experts import full_output
 from prism_refactor.layers import LayerFiles
@@ -26,6 +27,8 @@ from prism_refactor.sweep import Answer, KeptStreams, plain, sweep
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 0.5
+_TELL_EVERY_S: Final = 60.0
+_PATIENCE_S: Final = 4 * 3600.0  # far more than the longest layer takes
 PROBE: Final = "probe"  # a small stream of held-out text, computed by transformers' own code
 PROBE_WINDOWS: Final = 2
 
@@ -50,12 +53,23 @@ class Block:
     def is_last(self) -> bool:
         return self.index == self.count - 1
 
+    @property
+    def name(self) -> str:
+        """Of files that belong to this block of this many."""
+        return f"{self.index:03d}-of-{self.count:03d}"
+
+    def relay(self, index: int) -> str:
+        """The file in which block ``index`` - 1 hands on to block ``index``."""
+        return f"relay-{index:03d}-of-{self.count:03d}"
+
 
 class CutPass:
     """Full-level streams through one block of layers, which are cut on the way.
 
     The state between two blocks is handed on in a file: a block first runs its layers only to hand
-    on what the next one waits for, then again to fit. A single block does both at once.
+    on what the next one waits for, then again to fit. A single block does both at once. Cuts serve
+    whatever number of shards goes on with the work; states are named by it, since its blocks decide
+    where they lie.
     """
 
     def __init__(
@@ -79,11 +93,14 @@ class CutPass:
         start = self._received(model)
         place_of = {number: place for place, number in model.moe.items()}
         end = len(model.layers) if block.is_last else place_of[block.end]
-        if not block.is_last and not self._folder.has(_relay(block.index + 1)):
-            kept = KeptStreams(self._folder, f"hidden-relay-{block.index:03d}")
+        if not block.is_last and not self._folder.has(block.relay(block.index + 1)):
+            kept = KeptStreams(self._folder, f"hidden-{block.relay(block.index)}")
             hidden = sweep(model, batches, self._full, kept, start=start, end=end)
-            self._folder.save(_relay(block.index + 1), {"done": torch.tensor(end), **hidden})
-        kept = KeptStreams(self._folder, f"hidden-cut-{block.index:03d}")
+            relay = block.relay(block.index + 1)
+            self._folder.save(relay, {"done": torch.tensor(end), **hidden})
+        missing = self._files.missing_cuts(range(block.first, block.end))
+        until = place_of[missing[0]] if missing else None
+        kept = KeptStreams(self._folder, f"hidden-cut-{block.name}", until)
 
         def told(number: int) -> None:
             if number >= block.first:
@@ -98,15 +115,16 @@ class CutPass:
     def is_done(self) -> bool:
         """Nothing of this block is left to do."""
         block = self._block
-        after = PROBE if block.is_last else _relay(block.index + 1)
+        after = PROBE if block.is_last else block.relay(block.index + 1)
         numbers = range(block.first, block.end)
         return self._folder.has(after) and not self._files.missing_cuts(numbers)
 
     def _received(self, model: StreamedModel) -> tuple[int, dict[str, Tensor]] | None:
         if self._block.index == 0:
             return None
-        name = _relay(self._block.index)
-        wait_for(lambda: self._folder.has(name), f"shard {self._block.index - 1} to hand on")
+        name = self._block.relay(self._block.index)
+        before = f"shard {self._block.index - 1} of {self._block.count} to hand on its last state"
+        wait_for(lambda: self._folder.has(name), lambda: before, self._folder)
         kept = self._folder.load(name)
         assert kept is not None
         return int(kept.pop("done")), {n: hidden.to(model.device) for n, hidden in kept.items()}
@@ -168,15 +186,21 @@ def run_knots(
     sweep(model, dict.fromkeys(map(str, KNOTS), batch), answers, kept, passed=passed)
 
 
-def wait_for(ready: Callable[[], bool], what: str) -> None:
-    """Wait until other shards have left what this one needs; the Job's deadline bounds it."""
-    told = False
+def wait_for(ready: Callable[[], bool], what: Callable[[], str], folder: PartialFolder) -> None:
+    """Wait until other shards have left what this one needs; ``what`` is told now and then.
+
+    Raises RefactorError (Interrupted) when nothing was written to the folder for `_PATIENCE_S`.
+    """
+    told = -_TELL_EVERY_S
     while not ready():
-        if not told:
-            _log.info("waiting for %s", what)
-            told = True
+        now = time.monotonic()
+        if now - told >= _TELL_EVERY_S:
+            _log.info("waiting for %s", what())
+            told = now
+        if time.time() - folder.changed_s() > _PATIENCE_S:
+            raise RefactorError(
+                Reason.INTERRUPTED,
+                f"{folder.path}: no shard has written anything for {_PATIENCE_S / 3600:.0f} hours "
+                f"while this one waits for {what()}; start the other shards again.",
+            )
         time.sleep(_LOOK_EVERY_S)
-
-
-def _relay(index: int) -> str:
-    return f"relay-{index:03d}"

@@ -54,12 +54,27 @@ class PartialFolder:
         Raises RefactorError when another process works at the same shard or at other work.
         """
         with self._holding(f"shard-{shard[0]}", fcntl.LOCK_EX):
-            if _key_in(self.path / "key.json") != key:
-                with self._holding("users", fcntl.LOCK_EX, _CLAIM_S):
-                    self._claim(key)
+            self._begin(key)
             with self._holding("users", fcntl.LOCK_SH, _CLAIM_S):
+                if _key_in(self.path / "key.json") != key:
+                    raise self._busy()
                 self._claim(key)
                 yield
+
+    def _busy(self) -> RefactorError:
+        return RefactorError(Reason.INTERRUPTED, f"Another refactoring is at work in {self.path}.")
+
+    def _begin(self, key: str) -> None:
+        """Make the folder one of ``key``; one that began at the same moment may do it."""
+        end = time.monotonic() + _CLAIM_S
+        while _key_in(self.path / "key.json") != key:
+            try:
+                with self._holding("users", fcntl.LOCK_EX):
+                    self._claim(key)
+            except RefactorError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(_LOOK_EVERY_S)
 
     @contextmanager
     def _holding(self, name: str, mode: int, wait_s: float = 0) -> Iterator[None]:
@@ -72,9 +87,7 @@ class PartialFolder:
                     break
                 except OSError as error:
                     if time.monotonic() >= end:
-                        raise RefactorError(
-                            Reason.INTERRUPTED, f"Another refactoring is at work in {self.path}."
-                        ) from error
+                        raise self._busy() from error
                     time.sleep(_LOOK_EVERY_S)
             yield
 
@@ -107,6 +120,13 @@ class PartialFolder:
     def has(self, name: str) -> bool:
         """Whether tensors are kept under ``name``."""
         return (self.work / f"{name}.safetensors").exists()
+
+    def changed_s(self) -> float:
+        """When a stage file last appeared, in seconds since 1970; 0 without a folder."""
+        try:
+            return self.work.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def publish(self) -> None:
         """Make the artifact appear at its name, then drop the work."""

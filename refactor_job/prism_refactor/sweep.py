@@ -47,17 +47,24 @@ class Kept(Protocol):
 
 
 class KeptStreams:
-    """The streams of one sweep in a partial folder, written at most every few seconds."""
+    """The streams of one sweep in a partial folder, written at most every few seconds.
 
-    def __init__(self, folder: PartialFolder, name: str) -> None:
+    ``until``: a state beyond this decoder layer is of no use, since work before it is still to do.
+    """
+
+    def __init__(self, folder: PartialFolder, name: str, until: int | None = None) -> None:
         self._folder = folder
         self._name = name
+        self._until = until
         self._last = time.monotonic()
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """What the last save kept."""
         kept = self._folder.load(self._name)
-        return None if kept is None else (int(kept.pop("done")), kept)
+        if kept is None:
+            return None
+        done = int(kept.pop("done"))
+        return None if self._until is not None and done > self._until else (done, kept)
 
     def save(self, done: int, hidden: dict[str, Tensor]) -> None:
         """Keep, unless that was done a moment ago."""
@@ -83,6 +90,7 @@ def sweep(
     the embeddings. ``passed`` hears the number of each MoE layer that the streams have passed.
     """
     done, hidden = kept.load() or start or (0, {n: b.embedded for n, b in batches.items()})
+    hidden = dict(hidden)  # whoever gave the start may begin there again
     last = len(model.layers) if end is None else end
     model.model.set_experts_implementation(IMPLEMENTATION)
     for place in range(last):

@@ -31,15 +31,19 @@ def _one_thread_again() -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards, so that the index is exercised too."""
+    return write_checkpoint(tmp_path_factory.mktemp("source") / "tiny")
+
+
+def write_checkpoint(path: Path, layers: int = LAYERS) -> Path:
+    """A random OLMoE whose tokens are bytes, with the files that come along with a model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-    path = tmp_path_factory.mktemp("source") / "tiny"
     torch.manual_seed(0)
     config = OlmoeConfig(
         hidden_size=HIDDEN,
         intermediate_size=WIDTH,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_experts=EXPERTS,
         num_experts_per_tok=2,

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from prism_refactor import store
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.store import PartialFolder, write_atomically
 from prism_refactor.sweep import KeptStreams
@@ -55,6 +57,19 @@ def test_shards_work_side_by_side_and_the_whole_waits_for_them(tmp_path: Path) -
             pass
     with folder.locked("a"):
         pass
+
+
+def test_shards_that_begin_at_the_same_moment_let_one_make_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = PartialFolder(tmp_path / "out")
+    found = store._key_in
+    answers = iter([None])  # the second shard looks just before the first has written the key
+    with folder.claimed("a", (0, 2)):
+        monkeypatch.setattr(store, "_key_in", lambda file: next(answers, found(file)))
+        began = time.monotonic()
+        with folder.claimed("a", (1, 2)):
+            assert time.monotonic() - began < 5
 
 
 def test_left_temporaries_are_not_published(tmp_path: Path) -> None:

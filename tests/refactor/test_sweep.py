@@ -1,22 +1,16 @@
 """Streams through a model layer by layer: every layer once, going on in the middle, shards."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from prism.artifact import Artifact, open_artifact
 from prism.loading import load_model
 from prism.streaming import StreamedModel
 from prism_refactor.cut import Cutter
 from prism_refactor.errors import Reason, RefactorError
 from prism_refactor.layer_experts import full_output
-from prism_refactor.options import Options
-from prism_refactor.stages import Block
 from prism_refactor.sweep import Answer, plain, sweep
 from torch import Tensor
 
@@ -120,32 +114,3 @@ def test_weights_that_are_not_finite_are_named(model: StreamedModel) -> None:
         cuts_of(model, spoil)
     assert caught.value.reason is Reason.CORRUPT_CHECKPOINT
     assert caught.value.__notes__ == ["[0]"]
-
-
-@pytest.mark.parametrize(("layers", "count"), [(2, 2), (7, 3), (16, 4), (5, 1)])
-def test_blocks_cover_every_layer_once(layers: int, count: int) -> None:
-    blocks = [Block(index, count, layers) for index in range(count)]
-    numbers = [n for block in blocks for n in range(block.first, block.end)]
-    assert numbers == list(range(layers))
-    assert [block.is_last for block in blocks] == [False] * (count - 1) + [True]
-
-
-def test_shards_make_the_same_artifact(
-    artifact: Artifact, make_options: Callable[..., Options], tmp_path: Path
-) -> None:
-    options = make_options(tmp_path / "artifact")
-    command = [sys.executable, "-m", "prism_cli", "refactor", options.source, "--out"]
-    command += [str(options.out), "--calibration", str(options.calibration)]
-    command += ["--sub-experts", str(options.sub_experts), "--tokens", str(options.tokens)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    shards = [
-        subprocess.Popen([*command, "--shard", f"{i}/2"], env=environment, stderr=subprocess.PIPE)
-        for i in range(2)
-    ]
-    for shard in shards:
-        _, errors = shard.communicate(timeout=240)
-        assert shard.returncode == 0, errors.decode()
-    made = open_artifact(options.out)
-    assert made.digest == artifact.digest
-    tensors = "prism/prism.safetensors"
-    assert (made.path / tensors).read_bytes() == (artifact.path / tensors).read_bytes()
