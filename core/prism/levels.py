@@ -1,10 +1,10 @@
 """Levels and what they stand for: thresholds between knots, quality between measured points. Pure.
 
-Knows numbers only: no torch, no files. Decision: between two knots log θ is linear in the level;
-above the highest knot it follows the normal quantile through the two highest knots, because the
-log scores of a layer are close to normal there and θ must fall to minus infinity at 100; below
-the lowest knot it stays, as nothing was calibrated there. What an interpolated level really gives
-is measured by `prism eval`, never assumed.
+Knows numbers only: no torch, no files. Decision: between two knots, and above the highest through
+the two highest, log θ is linear in the normal quantile of the level, because the log scores of a
+layer are close to normal, and θ must fall to minus infinity at 100; below the lowest knot it
+stays, as nothing was calibrated there. What an interpolated level really gives is measured by
+`prism eval`, never assumed.
 """
 
 from collections.abc import Sequence
@@ -51,11 +51,10 @@ def log_theta_at(knots: Sequence[Knot], level: int) -> tuple[float, ...]:
     if level == MAX_LEVEL or (len(knots) == 1 and level > knots[0].level):
         return tuple(-inf for _ in knots[0].log_theta)
     if level > knots[0].level:
-        return _extrapolate(knots[0], knots[1], level)
+        return _through(knots[0], knots[1], level)
     for high, low in pairwise(knots):
         if low.level <= level:
-            share = (level - low.level) / (high.level - low.level)
-            return _mix(high.log_theta, low.log_theta, share)
+            return _through(high, low, level)
     return knots[-1].log_theta
 
 
@@ -63,7 +62,7 @@ def _mix(high: Sequence[float], low: Sequence[float], share: float) -> tuple[flo
     return tuple(share * a + (1 - share) * b for a, b in zip(high, low, strict=True))
 
 
-def _extrapolate(high: Knot, low: Knot, level: int) -> tuple[float, ...]:
+def _through(high: Knot, low: Knot, level: int) -> tuple[float, ...]:
     z, z_high, z_low = (_NORMAL.inv_cdf(1 - x / MAX_LEVEL) for x in (level, high.level, low.level))
     return _mix(high.log_theta, low.log_theta, (z - z_low) / (z_high - z_low))
 

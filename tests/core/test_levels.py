@@ -31,9 +31,9 @@ def test_bad_levels_are_all_named() -> None:
         parse_levels("5,50,abc")
 
 
-def test_theta_is_exact_at_knots_and_linear_between() -> None:
-    assert log_theta_at(KNOTS, 50) == (-2.0, -1.0)
-    assert log_theta_at(KNOTS, 60) == pytest.approx((-2.8, -1.8))
+def test_theta_is_exact_at_knots() -> None:
+    assert log_theta_at(KNOTS, 50) == pytest.approx((-2.0, -1.0))
+    assert log_theta_at(KNOTS, 75) == pytest.approx((-4.0, -3.0))
 
 
 def test_theta_stays_below_the_lowest_knot() -> None:
@@ -51,13 +51,14 @@ def test_theta_never_rises_with_the_level(level: int) -> None:
     assert all(a >= b for a, b in zip(here, above, strict=True))
 
 
-def test_theta_above_the_highest_knot_is_right_for_normal_scores() -> None:
+@pytest.mark.parametrize("level", [95, 70, 61])
+def test_theta_between_and_above_knots_is_right_for_normal_scores(level: int) -> None:
     from statistics import NormalDist
 
     scores = NormalDist(-2.0, 1.5)
     knots = [Knot(x, (scores.inv_cdf(1 - x / 100),)) for x in (80, 60)]
-    (theta,) = log_theta_at(knots, 95)
-    assert 1 - scores.cdf(theta) == pytest.approx(0.95)
+    (theta,) = log_theta_at(knots, level)
+    assert 1 - scores.cdf(theta) == pytest.approx(level / 100)
 
 
 def test_level_outside_the_range_is_refused() -> None:
