@@ -1,10 +1,13 @@
 """What the refactoring has to show, as rules over measured figures. Pure.
 
-Knows numbers alone. The decision worth arguing about: a mark is a figure with a limit and says by
-how much it holds or misses; a table of ticks would hide the near misses.
+Knows numbers alone. Two decisions worth arguing about: a mark is a figure with a limit and says by
+how much it holds or misses; a table of ticks would hide the near misses. And a mark that a run
+cannot judge stays in the list with the reason and does not hold, for a figure that is left out
+reads like one that is fine.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prism_refactor.served import ServedPoint
@@ -14,8 +17,9 @@ from bench.baselines.cutting import Cutting
 
 SHARES = (0.75, 0.50, 0.25)
 LOSS = {"default": (0.10, 0.55, 3.0), "auto": (0.06, 0.40, 2.2)}  # percent, at SHARES
-OF_BASELINE = (1 / 2, 1 / 5, 1 / 6)  # of the better of lower top-k and adaptive skipping
-OWN_SHARE_WITHIN = 0.01
+OF_BASELINE = (1 / 2, 1 / 5, 1 / 6)  # of the best of lower top-k and adaptive skipping
+OWN_SHARE_WITHIN = 1.0  # points
+LOW_SHARE = 0.25  # levels below are told apart: a miss there is another matter than one above
 POINTS = 20
 SERVED = ((8, 0.68, 0.3), (8, 0.43, 2.0), (32, 0.71, 0.85), (32, 0.51, 3.0))  # batch, bytes, loss
 OF_SHARED_EXPERTS = 1 / 5
@@ -28,58 +32,104 @@ SECONDS_PER_EXPERT = {256: 0.2, 1024: 1.5}
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One figure that has a limit; `beyond`: harder than was asked, and nothing fails by it."""
+    """One figure that has a limit. `note`: why there is no figure (the mark was not judged), or
+    what else a reader should know, by which nothing fails."""
 
     what: str
-    figure: float
+    figure: float | None
     limit: float
     at_most: bool = True
-    beyond: bool = False
+    note: str = ""
 
     @property
     def holds(self) -> bool:
+        if self.figure is None:
+            return False
         return self.figure <= self.limit if self.at_most else self.figure >= self.limit
 
     def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        verdict = "ok    " if self.holds else "beyond" if self.beyond else "MISSED"
-        return f"{verdict} {self.what}: {self.figure:.3g} (mark {sign} {self.limit:.3g})"
+        limit = f"mark {'<=' if self.at_most else '>='} {self.limit:.3g}"
+        if self.figure is None:
+            return f"not judged: {self.what} ({limit}): {self.note}"
+        note = f"; {self.note}" if self.note else ""
+        verdict = "ok    " if self.holds else "MISSED"
+        return f"{verdict} {self.what}: {self.figure:.3g} ({limit}){note}"
 
 
-def at(rows: Iterable[Row], share: float) -> Row:
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """What somebody else's method loses, in percent."""
+
+    name: str
+    loss: float
+    as_published: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.loss:.2f} %)"
+
+
+def at(rows: Iterable[Row], share: float) -> Row | None:
     """The row that was asked for this share."""
-    return next(row for row in rows if abs(row.asked - share) < 1e-6)
+    return next((row for row in rows if abs(row.asked - share) < 1e-6), None)
 
 
 def quality(ours: Sequence[Row], baselines: Sequence[Row], kind: str) -> list[Mark]:
-    """Loss at each share, against its limit and against the better baseline, and own shares.
+    """Loss at each share, against its limit and against the best baseline, and own shares.
 
-    baselines: the rows of lower top-k and adaptive skipping.
+    baselines: the rows of lower top-k and adaptive skipping; the default kind alone is compared.
     """
+    name = ours[0].method if ours else f"ours, {kind}"
     marks = []
     for share, limit, ratio in zip(SHARES, LOSS[kind], OF_BASELINE, strict=True):
-        row, name = at(ours, share), f"{ours[0].method} at {100 * share:.0f} %"
-        marks.append(Mark(f"{name}: loss in %", row.loss, limit))
-        off = 100 * abs(row.own_share - share)
-        marks.append(Mark(f"{name}: own share off by points", off, 100 * OWN_SHARE_WITHIN))
+        row, there = at(ours, share), f"{name} at {100 * share:.0f} %"
+        why = "" if row else "that level was not measured"
+        loss = row.loss if row else None
+        marks.append(Mark(f"{there}: loss in %", loss, limit, note=why))
         if kind == "default":
-            here = [other for other in baselines if abs(other.asked - share) < 1e-6]
-            published = [other for other in here if not other.method.endswith(STRENGTHENED)]
-            strengthened = [other for other in here if other.method.endswith(STRENGTHENED)]
-            marks += _beside(row.loss, name, published, ratio, beyond=False)
-            marks += _beside(row.loss, name, strengthened, ratio, beyond=True)
+            rivals = [
+                Rival(other.method, other.loss, not other.method.endswith(STRENGTHENED))
+                for other in baselines
+                if abs(other.asked - share) < 1e-6
+            ]
+            what = f"{there}: loss over that of the best of lower top-k and adaptive skipping"
+            marks.append(_beside(what, loss, rivals, ratio))
+    return [*marks, *_own_shares(name, ours, kind)]
+
+
+def _beside(what: str, loss: float | None, rivals: Sequence[Rival], limit: float) -> Mark:
+    """Loss over that of the best rival of all, and in the note over the best as published."""
+    if loss is None:
+        return Mark(what, None, limit, note="no level of ours was measured there")
+    if not rivals:
+        return Mark(what, None, limit, note="no rival was measured there")
+    best = min(rivals, key=lambda rival: rival.loss)
+    if best.loss <= 0:
+        return Mark(what, None, limit, note=f"{best} loses nothing that could be divided by")
+    published = [rival for rival in rivals if rival.as_published]
+    note = "none was measured as published"
+    if published:
+        other = min(published, key=lambda rival: rival.loss)
+        note = f"over the best as published, {other}: {loss / other.loss:.3g}"
+    return Mark(f"{what}, {best}", loss / best.loss, limit, note=note)
+
+
+def _own_shares(name: str, ours: Sequence[Row], kind: str) -> list[Mark]:
+    """The worst of all measured levels; those below LOW_SHARE apart, which the default kind has."""
+    what = f"{name}: own share off its level by points"
+    upper = [row for row in ours if LOW_SHARE - 1e-6 <= row.asked < 1]
+    lower = [row for row in ours if row.asked < LOW_SHARE - 1e-6]
+    marks = [_worst(what, upper)]
+    if lower or kind == "default":
+        marks.append(_worst(f"{what}, below {100 * LOW_SHARE:.0f}", lower))
     return marks
 
 
-def _beside(
-    loss: float, name: str, rivals: Sequence[Row], ratio: float, *, beyond: bool
-) -> list[Mark]:
-    """Loss over that of the best rival; nothing where there is none."""
-    if not rivals:
-        return []
-    best = min(rivals, key=lambda other: other.loss)
-    what = f"{name}: loss over that of {best.method} ({best.loss:.2f} %)"
-    return [Mark(what, loss / best.loss, ratio, beyond=beyond)]
+def _worst(what: str, rows: Sequence[Row]) -> Mark:
+    if not rows:
+        return Mark(what, None, OWN_SHARE_WITHIN, note="no such level was measured")
+    off, asked = max((100 * abs(row.own_share - row.asked), row.asked) for row in rows)
+    levels = f"{len(rows)} levels" if len(rows) > 1 else "one level"
+    return Mark(what, off, OWN_SHARE_WITHIN, note=f"the worst of {levels}, at {100 * asked:.0f}")
 
 
 def non_dominated(points: Sequence[tuple[float, float]]) -> int:
@@ -95,11 +145,13 @@ def non_dominated(points: Sequence[tuple[float, float]]) -> int:
 def range_of_levels(scan: Sequence[Row], scan_steps: Sequence[Step]) -> list[Mark]:
     """Number of operating points among the scanned levels, and whether loss falls with level."""
     count = non_dominated([(row.own_share, row.loss) for row in scan])
-    worst = max((-step.difference - step.se for step in scan_steps), default=0.0)
-    return [
-        Mark("operating points that no other dominates", count, POINTS, at_most=False),
-        Mark("a lower level loses less, beyond one standard error, by %", max(0.0, worst), 0.0),
-    ]
+    points = "operating points that no other dominates"
+    order = "a lower level loses less, by more than one standard error, by %"
+    if not scan_steps:
+        why = "no two neighbouring levels were measured"
+        return [Mark(points, count, POINTS, False), Mark(order, None, 0.0, note=why)]
+    worst = max(-step.difference - step.se for step in scan_steps)
+    return [Mark(points, count, POINTS, False), Mark(order, max(0.0, worst), 0.0)]
 
 
 def served_targets() -> dict[int, list[float]]:
@@ -113,31 +165,43 @@ def served_targets() -> dict[int, list[float]]:
 def served(points: Sequence[ServedPoint]) -> list[Mark]:
     """Loss at most so much while reading at most so much, and beside whole experts shared."""
     marks = []
-    for batch, bytes_share, loss in SERVED:
-        ours = [p for p in points if p.level is not None and p.ride_along and p.batch == batch]
-        what = f"batch {batch}, at most {100 * bytes_share:.0f} % of the bytes: loss in %"
-        there = [_loss(p) for p in ours if p.bytes_share <= bytes_share]
-        marks.append(Mark(what, min(there, default=float("inf")), loss))
-        rivals = [p for p in points if p.level is None and p.batch == batch]
-        for rival in (p for p in rivals if abs(p.bytes_share - bytes_share) < _NEAR_BYTES):
-            read = 100 * rival.bytes_share
-            what = f"  beside {rival.method} ({_loss(rival):.2f} % at {read:.0f} %): loss over it"
-            figure = min(there, default=float("inf")) / _loss(rival)
-            beyond = rival.method.endswith(REROUTED)
-            marks.append(Mark(what, figure, OF_SHARED_EXPERTS, beyond=beyond))
+    for batch, bytes_share, limit in SERVED:
+        here = [point for point in points if point.batch == batch]
+        ours = [point for point in here if point.level is not None and point.ride_along]
+        there = f"batch {batch}, at most {100 * bytes_share:.0f} % of the bytes"
+        loss: float | None = min(
+            (_loss(point) for point in ours if point.bytes_share <= bytes_share), default=math.inf
+        )
+        why = "" if ours else "decode batches were not measured"
+        loss = loss if ours else None
+        marks.append(Mark(f"{there}: loss in %", loss, limit, note=why))
+        rivals = [
+            Rival(f"{p.method} at {100 * p.bytes_share:.0f} %", _loss(p), _published(p))
+            for p in here
+            if p.level is None and abs(p.bytes_share - bytes_share) < _NEAR_BYTES
+        ]
+        what = f"{there}: loss over that of the best sharing of whole experts at equal bytes"
+        marks.append(_beside(what, loss, rivals, OF_SHARED_EXPERTS))
     return marks
+
+
+def _published(point: ServedPoint) -> bool:
+    return not point.method.endswith(REROUTED)
+
+
+def _loss(point: ServedPoint) -> float:
+    return point.point.quality_loss_percent
 
 
 def cutting(cut: Cutting) -> list[Mark]:
     """The partition alone."""
     marks = [Mark("partition: held-out mass kept at half", cut.kept_mass, KEPT_MASS, False)]
-    for width, seconds in cut.seconds.items():
-        if width in SECONDS_PER_EXPERT:
-            what = f"partition: seconds for an expert of {width} neurons"
-            marks.append(Mark(what, seconds, SECONDS_PER_EXPERT[width]))
+    marks += [_seconds(width, limit, cut.seconds) for width, limit in SECONDS_PER_EXPERT.items()]
     again = Mark("partition: the same twice (1: yes)", float(cut.is_deterministic), 1.0, False)
     return [*marks, again]
 
 
-def _loss(point: ServedPoint) -> float:
-    return point.point.quality_loss_percent
+def _seconds(width: int, limit: float, seconds: Mapping[int, float]) -> Mark:
+    what = f"partition: seconds for an expert of {width} neurons"
+    known = seconds.get(width)
+    return Mark(what, known, limit, note="no expert of that size was cut" if known is None else "")

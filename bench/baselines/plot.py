@@ -65,7 +65,10 @@ def _dress(axes: Any) -> None:
     axes.tick_params(labelleft=True)
     axes.grid(True, which="major", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+    else:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
 
 
 def _alone(axes: Any, record: Record) -> None:

@@ -3,6 +3,7 @@
 Knows rows, served points and marks; knows no model.
 """
 
+import math
 import platform
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from bench.baselines.cutting import Cutting
 from bench.baselines.marks import Mark
 
 OURS = "ours"
+AUTO = f"{OURS}, N auto"
 _RIVALS = ("lower top-k", "skip experts")
 
 
@@ -53,16 +55,20 @@ class Record:
         return [row for row in self.of(self.methods[0]) if row.asked in self.scan]
 
     def marks(self) -> list[Mark]:
-        """All that was asked for and can be told from this run."""
+        """All that was asked for; what this run cannot tell is among them, not judged."""
         rivals = [row for row in self.rows if row.method.startswith(_RIVALS)]
+        ours = [row for row in self.rows if row.method.startswith(OURS)]
         found = []
-        for method in self.methods:
-            if method.startswith(OURS):
-                kind = "auto" if "auto" in method else "default"
-                found += marks.quality(self.of(method), rivals, kind)
+        for kind in marks.LOSS:
+            rows = [row for row in ours if row.method.startswith(AUTO) == (kind == "auto")]
+            found += marks.quality(rows, rivals, kind)
         found += marks.range_of_levels(self.scanned, self.steps)
-        found += marks.served(self.served) if self.served else []
-        return found + marks.cutting(self.cut)
+        return found + marks.served(self.served) + marks.cutting(self.cut)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every mark was judged and holds."""
+        return all(mark.holds for mark in self.marks())
 
     def as_text(self) -> str:
         """The tables."""
@@ -104,7 +110,7 @@ class Record:
             "steps": [asdict(step) for step in self.steps],
             "served": [asdict(point) for point in self.served],
             "partition": asdict(self.cut),
-            "marks": [asdict(mark) | {"holds": mark.holds} for mark in self.marks()],
+            "marks": [_plain(mark) for mark in self.marks()],
         }
 
     def _by_share(self) -> list[list[str]]:
@@ -157,6 +163,13 @@ class Record:
             f"partition: keeps {self.cut.kept_mass:.3f} of held-out mass in half of the slices "
             f"(random {self.cut.kept_mass_random:.3f}); one expert on one core: {seconds}"
         )
+
+
+def _plain(mark: Mark) -> dict[str, object]:
+    """JSON knows no infinity: a bound that no level reaches has no figure and is a miss."""
+    judged = mark.figure is not None
+    figure = mark.figure if mark.figure is not None and math.isfinite(mark.figure) else None
+    return asdict(mark) | {"figure": figure, "judged": judged, "holds": mark.holds}
 
 
 def _nearest(rows: Sequence[Row], share: float) -> Row:

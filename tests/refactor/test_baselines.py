@@ -9,14 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from prism.artifact import OperatingPoint
 from prism_refactor.progress import Standing
-from prism_refactor.served import ServedPoint
 
 from bench.baselines import chosen, moe_prism
-from bench.baselines.compared import Row as Measured
-from bench.baselines.compared import Step, of_method
-from bench.baselines.marks import Mark, non_dominated, quality, range_of_levels, served
+from bench.baselines.compared import of_method
 from bench.baselines.oracle import OracleNeurons, OracleSlices
 from bench.baselines.original import Method, Original, PackedLayers, Routed
 from bench.baselines.partitions import IndexCutter, OurSelection, Partition, RandomCutter
@@ -158,62 +154,6 @@ def test_rounding_errs_by_half_a_step_at_most() -> None:
         assert (off.amax(3) <= 0.52 * step).all()  # the scale is rounded to bf16 as well
         errors[bits] = float(off.mean())
     assert errors[4] > 10 * errors[8]
-
-
-@pytest.mark.parametrize(
-    ("points", "count"),
-    [
-        ([(1.0, 0.0), (0.5, 1.0), (0.25, 3.0)], 3),
-        ([(1.0, 0.0), (0.5, 1.0), (0.6, 1.5)], 2),
-        ([(1.0, 0.0), (0.9, -0.1)], 1),
-    ],
-)
-def test_non_dominated(points: list[tuple[float, float]], count: int) -> None:
-    assert non_dominated(points) == count
-
-
-def row(method: str, share: float, loss: float, own: float | None = None) -> Measured:
-    return Measured(method, share, own or share, share + 0.01, loss, 0.05, 0.0, 1.0)
-
-
-def test_quality_marks_compare_with_the_better_baseline() -> None:
-    ours = [row("ours", 0.75, 0.1), row("ours", 0.5, 0.6), row("ours", 0.25, 2.0, own=0.27)]
-    others = [row("a", s, loss) for s, loss in ((0.75, 1.0), (0.5, 4.0), (0.25, 20.0))]
-    others.append(row("b", 0.5, 2.0))
-    found = {mark.what: mark for mark in quality(ours, others, "default")}
-    assert not found["ours at 50 %: loss in %"].holds
-    assert found["ours at 50 %: loss over that of b (2.00 %)"].figure == pytest.approx(0.3)
-    assert not found["ours at 25 %: own share off by points"].holds
-    assert found["ours at 25 %: loss over that of a (20.00 %)"].holds
-    harder = quality(ours, [row("b, with means", 0.5, 2.0)], "default")[-3]
-    assert harder.beyond
-    assert str(harder).startswith("beyond")
-
-
-def test_levels_must_fall_in_order_and_give_enough_points() -> None:
-    scan = [row("ours", 1 - 0.03 * i, 0.01 * i * i) for i in range(26)]
-    points, order = range_of_levels(scan, [Step(1.0, 0.97, -0.01, 0.02)])
-    assert (points.figure, points.holds, order.holds) == (26, True, True)
-    assert not range_of_levels(scan, [Step(1.0, 0.97, -0.05, 0.02)])[1].holds
-    assert not range_of_levels(scan[:9], [])[0].holds
-
-
-def point(method: str, batch: int, read: float, loss: float, level: int | None) -> ServedPoint:
-    quality = OperatingPoint(level or 100, 0.5, 0.5, 20.0, loss, 0.1, 0.0, 0.0, 1.0, 0.0)
-    return ServedPoint(method, batch, level is not None, 0.7, read, quality, level)
-
-
-def test_served_marks_take_the_best_that_reads_no_more() -> None:
-    points = [
-        point("level 50", 8, 0.70, 0.1, 50),
-        point("level 47", 8, 0.68, 0.2, 47),
-        point("level 25", 8, 0.43, 2.5, 25),
-        point("whole", 8, 0.67, 0.9, None),
-    ]
-    found = [mark for mark in served(points) if mark.figure != float("inf")]
-    assert [mark.figure for mark in found] == [0.2, pytest.approx(0.2 / 0.9), 2.5]
-    assert [mark.holds for mark in found] == [True, False, False]
-    assert str(Mark("x", 2.0, 1.0)).startswith("MISSED x: 2 (mark <= 1)")
 
 
 def test_seconds_of_a_refactoring_go_to_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
