@@ -1,9 +1,9 @@
 """What prism.json says: the schema of an artifact's manifest, to and from JSON.
 
-Knows names, types and the rules that hold between fields; knows no file and no tensor, so it
-needs the standard library alone. Decision: JSON is read by one small recursive parser over the
-dataclass fields, which collects every problem with its path before it raises; a manifest is
-written once and read by other versions of us, so "what is wrong, where, all of it" is worth more
+Knows names and types; knows no file and no tensor, so it needs the standard library alone. Which
+values are possible is said in manifest_rules. Decision: JSON is read by one small recursive parser
+over the dataclass fields, which collects every problem with its path before it raises; a manifest
+is written once and read by other versions of us, so "what is wrong, where, all of it" is worth more
 than a library. Unknown fields are refused: an artifact of a newer schema must carry a newer
 schema_version.
 """
@@ -14,13 +14,11 @@ import sys
 import types
 import typing
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from prism.contract import MAX_LEVEL, MIN_LEVEL, SUB_EXPERT_CHOICES
+from prism import manifest_rules
 
 SCHEMA_VERSION = 2
-MAX_KNOTS = 6
 _HUGE = sys.float_info.max
 
 
@@ -86,11 +84,12 @@ class Manifest:
     layers: tuple[str, ...]
     seed: int
     calibration: Calibration
-    knots: tuple[Knot, ...]  # from high to low level, all < 100, at most MAX_KNOTS
+    knots: tuple[Knot, ...]  # from high to low level, all < 100, few
     operating_points: tuple[OperatingPoint, ...]  # from high to low level
     # level -> lists of one length: by "batch" what a decode batch reads and computes, counted on
     # calibration text; by "measured_batch" the same and what it loses, riding along, on held-out
-    # text: "measured_loss_percent", "measured_loss_se", "measured_kl", "measured_bytes_share", …
+    # text (manifest_rules has the names). The report draws them, and they are there for a cost
+    # model of an engine; what this release serves does not read them
     batch_curves: dict[str, dict[str, list[float]]]
     methods: dict[str, str]
     # "{layer}.{expert}", the tensors file's name or REST_DIGEST -> sha256 (hex)
@@ -125,7 +124,7 @@ class Manifest:
         problems: list[str] = []
         manifest: Manifest = _parse(cls, raw, "$", problems)
         if not problems:
-            problems = _rules(manifest)
+            problems = manifest_rules.problems(manifest)
         if problems:
             raise ArtifactError("\n".join(f"{path}: {problem}" for problem in problems))
         return manifest
@@ -174,38 +173,3 @@ def _parse_fields(kind: Any, value: Any, where: str, problems: list[str]) -> Any
         if name in value
     }
     return kind(**fields)
-
-
-def _rules(m: Manifest) -> list[str]:
-    """Problems between fields that are each of the right type."""
-    problems = []
-    if m.sub_experts not in SUB_EXPERT_CHOICES:
-        problems.append(f"$.sub_experts: {m.sub_experts} is not one of {SUB_EXPERT_CHOICES}")
-    for name in ("num_experts", "experts_per_token"):
-        if getattr(m, name) < 1:
-            problems.append(f"$.{name}: {getattr(m, name)} is not positive")
-    if not m.layers:
-        problems.append("$.layers: empty; a model without experts cannot be an artifact")
-    if len(set(m.layers)) != len(m.layers):
-        problems.append("$.layers: a module name occurs twice")
-    if not 1 <= len(m.knots) <= MAX_KNOTS:
-        problems.append(f"$.knots: {len(m.knots)} knots, expected 1 to {MAX_KNOTS}")
-    for i, knot in enumerate(m.knots):
-        if len(knot.log_theta) != len(m.layers):
-            problems.append(
-                f"$.knots[{i}].log_theta: {len(knot.log_theta)} values for {len(m.layers)} layers"
-            )
-    problems += _level_rules("$.knots", [k.level for k in m.knots], MAX_LEVEL - 1)
-    problems += _level_rules("$.operating_points", list(m.levels), MAX_LEVEL)
-    return problems
-
-
-def _level_rules(where: str, levels: list[int], highest: int) -> list[str]:
-    problems = [
-        f"{where}[{i}].level: {level} is outside {MIN_LEVEL}-{highest}"
-        for i, level in enumerate(levels)
-        if not MIN_LEVEL <= level <= highest
-    ]
-    if any(a <= b for a, b in pairwise(levels)):
-        problems.append(f"{where}: levels {levels} do not fall strictly from high to low")
-    return problems

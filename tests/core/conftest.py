@@ -41,6 +41,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def curves() -> dict[str, list[float]]:
+    """What one level reads, computes and loses in decode batches."""
+    shares = ("bytes_share", "ride_along_bytes_share")
+    shares += ("computed_share", "ride_along_computed_share")
+    found = {"batch": [1.0, 8.0]} | {name: [0.5, 0.7] for name in shares}
+    measured = ("bytes_share", "computed_share", "loss_percent", "loss_se", "kl")
+    return found | {"measured_batch": [8.0]} | {f"measured_{name}": [0.6] for name in measured}
+
+
 def make_manifest(path: Path) -> artifact.Manifest:
     """A manifest that fits the checkpoint at `path`; two knots."""
     entries = open_checkpoint(path)
@@ -65,7 +74,7 @@ def make_manifest(path: Path) -> artifact.Manifest:
         calibration=artifact.Calibration("pydoc topics", "00", 1000),
         knots=(artifact.Knot(75, (-1.8, -1.7)), artifact.Knot(50, (-1.2, -1.1))),
         operating_points=tuple(artifact.OperatingPoint(x, **point) for x in (100, 50)),
-        batch_curves={"50": {"batch": [1, 8], "bytes_share": [0.5, 0.7]}},
+        batch_curves={"50": curves()},
         methods={"partition": "swap"},
         block_digests=digests,
     )

@@ -70,6 +70,63 @@ def test_bad_manifest_value_is_named(
         open_artifact(edit_manifest(lambda raw: raw.update({field: value})))
 
 
+def set_at(path: str, value: object) -> Callable[[dict], None]:
+    """Change one place, "a.0.b"; None takes it away."""
+
+    def change(raw: dict) -> None:
+        *before, last = path.split(".")
+        for key in before:
+            raw = raw[int(key) if isinstance(raw, list) else key]
+        if value is None:
+            del raw[last]
+        else:
+            raw[int(last) if isinstance(raw, list) else last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("experts_per_token", 7, "$.experts_per_token: 7 of 6 experts"),
+        ("num_experts", 10**400, "more than any model has"),
+        ("calibration.tokens", -1, "$.calibration.tokens: -1 is no count"),
+        ("knots.0.log_theta.1", 1e9, "$.knots[0].log_theta[1]: 1e+09 is outside -200 to 200"),
+        ("operating_points.1.own_share", 1.01, ".own_share: 1.01 is outside 0 to 1"),
+        ("operating_points.1.active_share", -0.1, ".active_share: -0.1 is outside 0 to 1.5"),
+        ("operating_points.1.top1_agreement", 2.0, ".top1_agreement: 2 is outside 0 to 1"),
+        ("operating_points.1.quality_loss_se", -0.1, ".quality_loss_se: -0.1 is below 0"),
+        ("operating_points.1.quality_loss_percent", -101, "_percent: -101 is below -100"),
+        ("operating_points.1.perplexity", 0.0, ".perplexity: 0 is not positive"),
+        ("operating_points.1.kl", -1.0, ".kl: -1 is below"),
+        ("batch_curves", {"50": {"batch": [1]}}, "$.batch_curves.50.bytes_share: missing"),
+        ("batch_curves", {"9": {}}, "$.batch_curves.9: '9' is no level from 10 to 100"),
+        ("batch_curves", {"050": {}}, "'050' is no level"),
+        ("batch_curves.50.bytes_share", [0.5], "bytes_share: 1 values for 2 batches"),
+        ("batch_curves.50.bytes_share.1", 1.6, "bytes_share[1]: 1.6 is outside 0 to 1.5"),
+        ("batch_curves.50.batch.0", 0, "batch[0]: 0 is below 1"),
+        ("batch_curves.50.batch", [8, 1], "batch sizes must be whole numbers that rise"),
+        ("batch_curves.50.batch", [1.5, 8], "batch sizes must be whole numbers that rise"),
+        ("batch_curves.50.measured_batch", None, "$.batch_curves.50.measured_batch: missing"),
+        ("batch_curves.50.measured_loss_se", [-1.0], "measured_loss_se: -1 is below 0"),
+        ("batch_curves.50.bites_share", [0.5, 0.5], "$.batch_curves.50.bites_share: unknown curve"),
+    ],
+)
+def test_a_value_that_no_refactoring_makes_is_named(
+    edit_manifest: Edit, path: str, value: object, message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        open_artifact(edit_manifest(set_at(path, value)))
+
+
+def test_a_level_without_curves_or_without_divergences_is_fine(edit_manifest: Edit) -> None:
+    def change(raw: dict) -> None:
+        raw["batch_curves"]["25"] = {}
+        del raw["batch_curves"]["50"]["measured_kl"]
+
+    assert open_artifact(edit_manifest(change)).manifest.batch_curves["25"] == {}
+
+
 def test_levels_out_of_order_or_range_are_named(edit_manifest: Edit) -> None:
     def change(raw: dict) -> None:
         raw["knots"][0]["level"] = 40

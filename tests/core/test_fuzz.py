@@ -1,6 +1,7 @@
 """What strangers put into prism.json, a safetensors header or the weight index: opening answers
 with an artifact or an error that names the file; it never crashes and never runs anything."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -76,6 +77,27 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any, drop: bool) -> Any:
     return copy
 
 
+def sane(manifest: artifact.Manifest) -> None:
+    """What every reader of a manifest counts on, said once more and in other words."""
+    for knot in manifest.knots:
+        assert all(-200 <= theta <= 200 for theta in knot.log_theta)
+    for point in manifest.operating_points:
+        assert 0 <= point.own_share <= 1
+        assert 0 <= point.active_share <= 1.5
+        assert point.perplexity > 0
+    for level, curves in manifest.batch_curves.items():
+        assert 10 <= int(level) <= 100
+        for by, prefix in (("batch", ""), ("measured_batch", "measured_")):
+            if by not in curves:
+                assert not any(name.startswith("measured") == bool(prefix) for name in curves)
+                continue
+            assert curves[by] == sorted(curves[by])
+            shares = [curves[f"{prefix}bytes_share"], curves[f"{prefix}computed_share"]]
+            for batch, *both in zip(curves[by], *shares, strict=True):
+                assert batch >= 1
+                assert all(0 <= share <= 1.5 for share in both)
+
+
 def opened(path: Path) -> None:
     try:
         found = artifact.open_artifact(path)
@@ -83,6 +105,7 @@ def opened(path: Path) -> None:
         assert str(path) in str(error)
         return
     assert found.digest.startswith("sha256:")
+    sane(found.manifest)
     assert all(isinstance(problem, str) for problem in artifact.verify(path))
 
 
@@ -99,6 +122,26 @@ def test_a_manifest_with_any_value_anywhere(whole_artifact: Path, victim: Path, 
     good = json.loads((whole_artifact / "prism/prism.json").read_text())
     path = data.draw(st.sampled_from(paths_of(good)))
     bad = replaced(good, path, data.draw(anything), data.draw(st.booleans()))
+    (victim / "prism/prism.json").write_text(json.dumps(bad))
+    opened(victim)
+
+
+numbers = st.sampled_from([0, -1, 1, 0.5, 1.4999, 1.5001, 200.1, 1e9, 1e300, 2**40 + 1])
+NUMERIC = ("batch_curves", "knots", "operating_points")
+
+
+@relaxed
+@given(data=st.data())
+def test_a_manifest_with_any_number_where_a_number_is(
+    whole_artifact: Path, victim: Path, data: Any
+) -> None:
+    good = json.loads((whole_artifact / "prism/prism.json").read_text())
+    places = [path for path in paths_of(good) if path[0] in NUMERIC and len(path) > 2]
+    bad = good
+    for path in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=3, unique=True)):
+        value = data.draw(numbers | st.floats() | st.lists(numbers, max_size=3))
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier one took its place
+            bad = replaced(bad, path, value, data.draw(st.booleans()))
     (victim / "prism/prism.json").write_text(json.dumps(bad))
     opened(victim)
 
