@@ -47,13 +47,14 @@ def compensate(expert: Expert, activations: Tensor, kept: Tensor, gate: Tensor) 
     missing = dropped_output - dropped @ means  # [t, H]
     power = squared_gate * kept_output.square().sum(1)  # [t]
     gain = squared_gate * (missing * kept_output).sum(1)
-    scalars = torch.ones(slices + 1)
+    scalars = torch.ones(slices + 1, device=activations.device)
     if tokens < PRIOR_TOKENS or float(power.sum()) == 0:
         return Compensation(means, scalars)
     pooled = gain.sum() / power.sum()
     prior = PRIOR_TOKENS * power.mean()
     count = kept.sum(1)
-    by_count = torch.zeros(2, slices + 1).index_add_(1, count, torch.stack([gain, power]))
+    by_count = torch.zeros(2, slices + 1, device=activations.device)
+    by_count.index_add_(1, count, torch.stack([gain, power]))
     scalars += (by_count[0] + prior * pooled) / (by_count[1] + prior)
-    scalars[[0, slices]] = 1.0  # nothing to scale, and nothing to make up for
+    scalars[0] = scalars[slices] = 1.0  # nothing to scale, and nothing to make up for
     return Compensation(means, scalars.clamp(*SCALAR_RANGE))

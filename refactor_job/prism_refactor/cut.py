@@ -142,12 +142,12 @@ class Cutter:
 
 def _inputs(experts: int, x: Tensor, index: Tensor, weights: Tensor) -> list[FitTokens]:
     """Tokens to fit each expert on: at least ENOUGH_TOKENS where there are."""
-    nothing = torch.empty(0, dtype=torch.int64)
+    nothing = torch.empty(0, dtype=torch.int64, device=x.device)
     found = [FitTokens(nothing, nothing.float())] * experts
     for expert, tokens, slots in routed(index, experts):
         found[expert] = FitTokens(tokens, weights[tokens, slots].float())
-    others = spread(torch.arange(len(x)), ENOUGH_TOKENS)
-    usual = torch.full((len(others),), float(weights.float().mean()))
+    others = spread(torch.arange(len(x), device=x.device), ENOUGH_TOKENS)
+    usual = torch.full((len(others),), float(weights.float().mean()), device=x.device)
     return [
         own
         if len(own.tokens) >= ENOUGH_TOKENS

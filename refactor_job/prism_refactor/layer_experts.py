@@ -52,7 +52,7 @@ def expert_shape(module: Any) -> tuple[int, int, int]:
 def full_output(module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """sum_k g_k Y_k [T, H] fp32 with whole experts."""
     held = expert_weights(module)
-    out = torch.zeros(x.shape, dtype=torch.float32)
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert_index, tokens, slots in routed(index, held.experts):
         expert = expert_of(module, expert_index)
         y = expert.project(expert.activate(x[tokens]))
@@ -67,7 +67,7 @@ def permute_neurons(module: Any, permutations: Tensor) -> None:
     expert e was neuron ``permutations[e, i]``."""
     held = expert_weights(module)
     for expert, order in enumerate(permutations):
-        held.permute(expert, order)
+        held.permute(expert, order.to(held.down.device))
 
 
 def routed(index: Tensor, experts: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -88,4 +88,4 @@ def spread(tokens: Tensor, limit: int) -> Tensor:
     """At most ``limit`` of ``tokens`` [t], evenly spaced, order kept."""
     if len(tokens) <= limit:
         return tokens
-    return tokens[torch.linspace(0, len(tokens) - 1, limit).long()]
+    return tokens[torch.linspace(0, len(tokens) - 1, limit).long().to(tokens.device)]

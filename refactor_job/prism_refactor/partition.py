@@ -33,6 +33,7 @@ def partition(mass: Tensor, sub_experts: int, seed: int) -> Tensor:
 
     An expert without mass (dead, or never routed to) keeps its order.
     """
+    mass = mass.cpu()  # the search is C++ for CPUs
     width, tokens = mass.shape
     if tokens == 0:
         return torch.arange(width)
@@ -44,7 +45,8 @@ def partition(mass: Tensor, sub_experts: int, seed: int) -> Tensor:
 def order_slices(permutation: Tensor, mean_norm: Tensor) -> Tensor:
     """Renumber slices by falling ``mean_norm`` [N]; permutation [I] -> [I], neurons inside kept."""
     slices = permutation.view(len(mean_norm), -1)
-    return slices[torch.argsort(mean_norm, descending=True, stable=True)].reshape(-1)
+    by_norm = torch.argsort(mean_norm, descending=True, stable=True)
+    return slices[by_norm.to(slices.device)].reshape(-1)
 
 
 def slice_norms(expert: Expert, activations: Tensor, sub_experts: int) -> Tensor:

@@ -49,13 +49,14 @@ class LayerReduction:
     def __init__(self, module: Any, cut: Cut, sequence_length: int) -> None:
         permute_neurons(module, cut.permutations.long())
         self._module = module
-        self._cut = cut
         self._sequence_length = sequence_length
         self._held = expert_weights(module)
         self._kernel, self._packed = pack(self._held, cut.router_bias.shape[1])
         # What serves decides the stream that the next layers are fitted on, rounding included.
         tables = self._kernel.table_dtype(self._packed.down.dtype)
-        self._router = cut.router_weight.to(tables)
+        self._device = self._packed.down.device
+        self._cut = Cut(*(part.to(self._device) for part in cut.tensors().values()))
+        self._router = self._cut.router_weight.to(tables)
 
     def fit(self, level: int, x: Tensor, index: Tensor, weights: Tensor) -> LayerKnot:
         """Threshold and stand-ins for what the layers before really hand over at ``level``."""
@@ -64,8 +65,8 @@ class LayerReduction:
         log_theta = log_threshold(score, level)
         selected = score > log_theta  # [T, K, N]
         experts, slices, hidden = cut.router_weight.shape
-        means = torch.zeros(experts, slices, hidden)
-        scalars = torch.ones(experts, slices + 1)
+        means = torch.zeros(experts, slices, hidden, device=self._device)
+        scalars = torch.ones(experts, slices + 1, device=self._device)
         for number, tokens, slots in routed(index, experts):
             sample = spread(torch.arange(len(tokens)), COMPENSATION_TOKENS)
             tokens, slots = tokens[sample], slots[sample]
@@ -78,7 +79,8 @@ class LayerReduction:
             )
             means[number] = fitted.means
             scalars[number] = fitted.scalars
-        shares: BatchShares = batch_shares(selected, index, experts, self._sequence_length)
+        on_cpu = selected.cpu(), index.cpu()
+        shares: BatchShares = batch_shares(*on_cpu, experts, self._sequence_length)
         theta = torch.tensor(log_theta, dtype=torch.float64)
         return LayerKnot(theta, means, scalars, shares.read, shares.dropped, shares.computed)
 
@@ -86,12 +88,12 @@ class LayerReduction:
         """sum_k g_k (scalar * kept + means of dropped) [T, H] fp32, by the kernel that serves."""
         cut, kernel = self._cut, self._kernel
         weights = weights.float()
-        log_theta = knot.log_theta.float().expand(len(x)).contiguous()
+        log_theta = knot.log_theta.float().to(self._device).expand(len(x)).contiguous()
         state = kernel.select(x, index, weights, self._router, cut.router_bias, log_theta)
-        scalars = knot.scalars[index, state.sum(-1, dtype=torch.int64)]
+        scalars = knot.scalars.to(self._device)[index, state.sum(-1, dtype=torch.int64)]
         out = kernel.forward(self._packed, x, index, weights * scalars, state)
-        row = torch.zeros(len(x), dtype=torch.int64)
-        means = knot.means.to(self._router.dtype)
+        row = torch.zeros(len(x), dtype=torch.int64, device=self._device)
+        means = knot.means.to(self._device, self._router.dtype)
         kernel.compensate(out, index, weights, state, means.unsqueeze(0), row)
         if self._held.down_bias is not None:
             add_down_bias(out, index, weights, self._held.down_bias)

@@ -90,7 +90,8 @@ def sweep(
     the embeddings. ``passed`` hears the number of each MoE layer that the streams have passed.
     """
     done, hidden = kept.load() or start or (0, {n: b.embedded for n, b in batches.items()})
-    hidden = dict(hidden)  # whoever gave the start may begin there again
+    # A copy: whoever gave the start may begin there again. What was kept comes from a file.
+    hidden = {name: state.to(model.device) for name, state in hidden.items()}
     last = len(model.layers) if end is None else end
     model.model.set_experts_implementation(IMPLEMENTATION)
     for place in range(last):

@@ -19,7 +19,7 @@ def scores(
 ) -> Tensor:
     """log g + x . w + b as [T, K, N] fp32; x [T, H], index and weights [T, K], router [E, N, H]."""
     experts, slices = router_bias.shape
-    out = torch.empty(*index.shape, slices)
+    out = torch.empty(*index.shape, slices, device=x.device)
     for expert, tokens, slots in routed(index, experts):
         out[tokens, slots] = x[tokens].float() @ router_weight[expert].t() + router_bias[expert]
     return out + weights.float().clamp_min(_SMALLEST_GATE).log()[..., None]
